@@ -1,0 +1,187 @@
+"""Settings: one frozen tree, read from a TOML file and the environment under the same names, validated once.
+
+Environment beats file. Nested names are joined by two underscores: `TOKENWEIR_UPSTREAM__BASE_URL` is `base_url` in the table `[upstream]`. All
+problems are reported together. Secrets are `SecretStr`, which never prints. Every setting is documented in docs/SETTINGS.md, which a test checks.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from tokenweir.errors import SecretExposed, SettingsInvalid
+
+Milliseconds = Annotated[int, Field(ge=1, le=86_400_000)]
+Bytes = Annotated[int, Field(ge=1)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class GatewaySettings(_Table):
+    """The data plane: where it listens, and the bounds on what clients may send or hold open."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8787
+    """0 lets the system choose; the chosen port is in the ready line."""
+    body_bytes_max: Bytes = 32 * 1024 * 1024
+    header_bytes_max: Bytes = 64 * 1024
+    header_timeout_ms: Milliseconds = 10_000
+    body_timeout_ms: Milliseconds = 120_000
+    keep_alive_timeout_ms: Milliseconds = 75_000
+    write_timeout_ms: Milliseconds = 60_000
+    """A client that takes no bytes for so long is disconnected."""
+    connections_max: Annotated[int, Field(ge=1)] = 8_192
+    on_disconnect: Literal["cancel", "drain"] = "cancel"
+    """When a client leaves: close upstream and settle what was seen, or read on to learn the exact bill."""
+    drain_timeout_ms: Milliseconds = 120_000
+    drains_max: Annotated[int, Field(ge=0)] = 100
+    """Streams that may be read on at once for clients that left; beyond it they are cancelled."""
+    shutdown_timeout_ms: Milliseconds = 25_000
+    """How long streams may finish after SIGTERM before they are ended with an error event."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Networks whose `X-Forwarded-For` is believed."""
+
+
+class UpstreamSettings(_Table):
+    """The way to the Claude API."""
+
+    base_url: str = "https://api.anthropic.com"
+    api_key: SecretStr | None = None
+    api_key_file: Path | None = None
+    connect_timeout_ms: Milliseconds = 5_000
+    first_byte_timeout_ms: Milliseconds = 600_000
+    idle_timeout_ms: Milliseconds = 300_000
+    """Longest silence within an answer; the provider sends pings."""
+    connections_max: Annotated[int, Field(ge=1)] = 2_048
+    connection_wait_ms: Milliseconds = 10_000
+    keep_alive_ms: Milliseconds = 30_000
+    """Idle connections are closed after this, before the provider does it."""
+    attempts_max: Annotated[int, Field(ge=1, le=3)] = 3
+    retry_after_max_ms: Annotated[int, Field(ge=0)] = 5_000
+    """A `retry-after` longer than this is passed to the client instead of waited for."""
+    proxy_url: str | None = None
+    """HTTP proxy for https upstreams; without it `HTTPS_PROXY` and `NO_PROXY` are honoured."""
+    ca_file: Path | None = None
+
+    @field_validator("base_url")
+    @classmethod
+    def _base_url_is_safe(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("https", "http") or not parts.hostname:
+            raise ValueError(f"{value!r} is not a URL; write it like https://api.anthropic.com")
+        if parts.username or parts.query or parts.fragment:
+            raise ValueError("a base URL has no user name, query or fragment")
+        if parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
+            raise ValueError("plain http is allowed to a loopback address only; use https")
+        return value.rstrip("/")
+
+
+class JournalSettings(_Table):
+    """How usage is made durable before it is acknowledged."""
+
+    durability: Literal["group", "strict"] = "group"
+    """`group`: records survive a killed process at once and a power cut after `fsync_interval_ms`. `strict`: every record is synced first."""
+    fsync_interval_ms: Milliseconds = 5
+    segment_bytes: Annotated[int, Field(ge=64 * 1024)] = 16 * 1024 * 1024
+    reserve_bytes: Annotated[int, Field(ge=64 * 1024)] = 4 * 1024 * 1024
+    """Pre-allocated for settling what is in flight when the disk is full."""
+    backlog_bytes_max: Annotated[int, Field(ge=1024 * 1024)] = 4 * 1024 * 1024 * 1024
+    """Unbooked journal beyond this refuses new paid work."""
+
+
+class WorkerSettings(_Table):
+    """Bookkeeping."""
+
+    batch_entries_max: Annotated[int, Field(ge=1, le=100_000)] = 1_000
+    poll_ms: Milliseconds = 50
+
+
+class PricingSettings(_Table):
+    """Where rates come from."""
+
+    card_file: Path | None = None
+    """A rate card to use in place of the built-in one."""
+
+
+class Settings(BaseSettings):
+    """Everything that can be set."""
+
+    model_config = SettingsConfigDict(env_prefix="TOKENWEIR_", env_nested_delimiter="__", frozen=True, extra="forbid")
+
+    data_dir: Path = Field(default_factory=lambda: Path.home() / ".tokenweir")
+    database_url: SecretStr | None = None
+    """SQLAlchemy URL of a PostgreSQL database; without it, SQLite in the data directory."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    gateway: GatewaySettings = GatewaySettings()
+    upstream: UpstreamSettings = UpstreamSettings()
+    journal: JournalSettings = JournalSettings()
+    worker: WorkerSettings = WorkerSettings()
+    pricing: PricingSettings = PricingSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment beats the file, whose content comes in as the initial values."""
+        return env_settings, init_settings
+
+    @model_validator(mode="after")
+    def _one_source_of_the_key(self) -> Settings:
+        if self.upstream.api_key is not None and self.upstream.api_key_file is not None:
+            raise ValueError("set upstream.api_key or upstream.api_key_file, not both")
+        return self
+
+
+def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
+    """Read the file (if given) and the environment; `overrides` are command-line options and beat both.
+
+    Raises SettingsInvalid with one line per problem, SecretExposed if the file holds a secret and others can read it.
+    """
+    values: dict[str, Any] = {}
+    if config is not None:
+        try:
+            values = tomllib.loads(config.read_text("utf-8"))
+        except OSError as error:
+            raise SettingsInvalid(f"cannot read {config}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingsInvalid(f"{config} is not valid TOML: {error}") from error
+        if values.get("upstream", {}).get("api_key") or values.get("database_url"):
+            require_private(config)
+    try:
+        settings = Settings(**values)
+        for name, value in overrides.items():
+            settings = _with(settings, name.split("__"), value)
+        return settings
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
+        raise SettingsInvalid("\n".join(problems)) from error
+
+
+def require_private(path: Path) -> None:
+    """Raise SecretExposed if group or others can read the file."""
+    mode = os.stat(path).st_mode
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise SecretExposed(f"{path} holds a secret and others may read it (mode {stat.S_IMODE(mode):04o}); run: chmod 600 {path}")
+
+
+def _with(settings: Settings, path: list[str], value: object) -> Settings:
+    """A copy of the tree with one value replaced, validated again."""
+    if len(path) == 1:
+        return settings.model_copy(update={path[0]: value})
+    table = getattr(settings, path[0])
+    checked = type(table).model_validate({**{k: getattr(table, k) for k in type(table).model_fields}, path[1]: value})
+    return settings.model_copy(update={path[0]: checked})
