@@ -1,0 +1,29 @@
+"""The command tree. A command's module imports what it needs when it runs, so that `tokenweir --help` stays fast."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tokenweir import __version__
+
+app = typer.Typer(
+    name="tokenweir",
+    help="Meter, price, limit and show the tokens a team spends on the Claude API.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"tokenweir {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+    """Meter, price, limit and show the tokens a team spends on the Claude API."""
