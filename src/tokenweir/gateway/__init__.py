@@ -1,0 +1,1 @@
+"""The data plane: HTTP in, HTTP out, nothing that can block."""

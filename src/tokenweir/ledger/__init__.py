@@ -1,0 +1,1 @@
+"""The records of the journal and the ledger, and what is derived from them."""

@@ -1,0 +1,1 @@
+"""From admitted request to booked entry: meter, journal, and the read side of the ledger."""

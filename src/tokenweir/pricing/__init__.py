@@ -1,0 +1,1 @@
+"""What usage costs: the rate card and the rating of usage by it."""

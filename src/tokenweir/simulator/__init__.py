@@ -1,0 +1,1 @@
+"""A simulated Claude API for demos, tests and load."""

@@ -1,0 +1,93 @@
+"""Every metric, label and log event of Tokenweir in one place, with its meaning.
+
+Labels come from small closed sets, never from a key, model text or prompt, so the number of series is bounded. Logs are JSON, one line a record,
+control characters escaped; no record holds a body, a header value or a secret. docs/TELEMETRY.md is checked against this module by a test.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Any, Literal, TypeAlias
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+REGISTRY = CollectorRegistry(auto_describe=True)
+
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+REQUESTS = Counter("tokenweir_requests", "Requests answered, by route and status class.", ["route", "status"], registry=REGISTRY)
+ATTEMPTS = Counter("tokenweir_attempts", "Upstream attempts settled, by certainty.", ["certainty"], registry=REGISTRY)
+TOKENS = Counter("tokenweir_tokens", "Tokens settled, by class.", ["token_class"], registry=REGISTRY)
+COST_NANOS = Counter("tokenweir_cost_nanos", "Cost settled, in nano-USD.", registry=REGISTRY)
+UNPRICED = Counter("tokenweir_unpriced_attempts", "Attempts booked at the conservative rate because the model has no price.", registry=REGISTRY)
+USAGE_FLAGS = Counter("tokenweir_usage_flags", "Readings of usage that need a look, by kind of flag.", ["flag"], registry=REGISTRY)
+RETRIES = Counter("tokenweir_upstream_retries", "Attempts sent again before the first byte, by reason.", ["reason"], registry=REGISTRY)
+CLIENTS_LEFT = Counter("tokenweir_clients_left", "Clients that left before their answer was complete, by policy.", ["policy"], registry=REGISTRY)
+OPEN_REQUESTS = Gauge("tokenweir_open_requests", "Requests being served now.", registry=REGISTRY)
+FIRST_BYTE_SECONDS = Histogram(
+    "tokenweir_upstream_first_byte_seconds", "Time from sending an attempt to the first byte of its answer.", buckets=_SECONDS, registry=REGISTRY
+)
+HEADROOM = Gauge("tokenweir_upstream_headroom", "What the provider's headers last said remains, by resource.", ["resource"], registry=REGISTRY)
+JOURNAL_FULL = Gauge("tokenweir_journal_full", "1 while new paid work is refused for want of disk.", registry=REGISTRY)
+JOURNAL_BACKLOG_BYTES = Gauge("tokenweir_journal_backlog_bytes", "Journal not yet booked.", registry=REGISTRY)
+DIRECTORY_STALE_SECONDS = Gauge("tokenweir_directory_stale_seconds", "Age of the key snapshot.", registry=REGISTRY)
+
+Event: TypeAlias = Literal[
+    "ready",  # a role is serving; fields: role, url
+    "shutting_down",  # SIGTERM or SIGINT was received; fields: role, open_requests
+    "stopped",  # a role has ended in order; fields: role
+    "child_exited",  # the supervisor saw a role end unasked; fields: role, code, restart_in_ms
+    "request_failed",  # the gateway itself failed to serve a request; fields: request_id, error
+    "refused_connection",  # bytes that are not HTTP, or a head too large or too slow; fields: reason
+    "journal_full",  # no disk for new paid work; fields: detail
+    "journal_resumed",  # there is room again
+    "journal_broken",  # an fsync failed: the process ends; fields: detail
+    "journal_corrupt",  # a frame in a segment does not check; fields: segment, offset
+    "directory_unavailable",  # the key snapshot could not be refreshed; fields: error
+    "store_unavailable",  # the worker cannot reach the database; fields: error
+    "store_back",  # and now it can
+    "attempts_recovered",  # attempts of a dead gateway booked at their ceiling; fields: count, writer
+    "usage_flag",  # a usage object needs a look; fields: flag, attempt_id
+]
+"""Every log event, with its meaning."""
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line; strings are escaped, so no field can start a line of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line."""
+        line: dict[str, Any] = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+        }
+        line.update(getattr(record, "fields", {}))
+        if record.exc_info and record.exc_info[0] is not None:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def start_logging(level: str) -> None:
+    """Send all logs of this process to standard error as JSON lines."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.getLevelNamesMapping()[level.upper()])
+    for noisy in ("uvicorn", "uvicorn.error", "asyncio", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def log(level: int, event: Event, **fields: object) -> None:
+    """Record an event of the list above."""
+    logging.getLogger("tokenweir").log(level, event, extra={"fields": fields})
+
+
+def exposition() -> bytes:
+    """All metrics in Prometheus' text format."""
+    return generate_latest(REGISTRY)

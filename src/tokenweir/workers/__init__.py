@@ -1,0 +1,1 @@
+"""Background work: books the journal into the ledger and keeps derived state true."""
