@@ -21,6 +21,7 @@ into the provider's error shape (`wire.faults`), the command line into one sente
     │   ├── JournalFull               529  no disk for new paid work; work in flight is still settled
     │   ├── JournalBroken             503  an fsync failed: this process fences itself
     │   ├── StoreUnavailable          503  the database does not answer
+    │   ├── CredentialUnusable        503  there is no upstream credential, or it may not be used
     │   └── ShuttingDown              529
     └── OperatorError               configuration, files or arguments are at fault
         ├── SettingsInvalid
@@ -167,6 +168,13 @@ class StoreUnavailable(OwnError):
     """The database does not answer."""
 
     code = "store_unavailable"
+
+
+class CredentialUnusable(OwnError):
+    """There is no usable upstream credential for this key."""
+
+    code = "credential_unusable"
+    retryable = False
 
 
 class ShuttingDown(OwnError):

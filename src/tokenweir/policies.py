@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import ipaddress
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import msgspec
@@ -35,11 +36,11 @@ class Denied(msgspec.Struct, frozen=True):
     message: str
 
 
-def permit_caller(policy: Policy, *, now_us: Micros, address: str) -> Denied | None:
-    """Whether the key may be used now, from `address`; None means yes."""
+def permit_caller(policy: Policy, *, now_us: Micros, address: str, networks: Sequence[Network] | None = None) -> Denied | None:
+    """Whether the key may be used now, from `address`; None means yes. `networks` are the policy's own, for who has parsed them before."""
     if policy.expires_at_us is not None and now_us >= policy.expires_at_us:
         return Denied("expired", f"this key expired at {format_instant(policy.expires_at_us)}")
-    if policy.networks and not _inside(address, policy.networks):
+    if policy.networks and not _inside(address, parse_networks(policy) if networks is None else networks):
         return Denied("network", f"this key may not be used from {address or 'an unknown address'}")
     return None
 
@@ -61,11 +62,16 @@ def parse_network(text: str) -> Network:
         raise ValueError(f"{text!r} is not a network; write it like 10.0.0.0/8 or 192.0.2.7") from None
 
 
-def _inside(address: str, networks: tuple[str, ...]) -> bool:
+def parse_networks(policy: Policy) -> tuple[Network, ...]:
+    """The policy's networks, parsed."""
+    return tuple(map(parse_network, policy.networks))
+
+
+def _inside(address: str, networks: Sequence[Network]) -> bool:
     try:
         here = ipaddress.ip_address(address)
     except ValueError:
         return False
     if isinstance(here, ipaddress.IPv6Address) and here.ipv4_mapped is not None:
         here = here.ipv4_mapped
-    return any(here in parse_network(block) for block in networks)
+    return any(here in block for block in networks)

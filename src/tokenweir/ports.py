@@ -44,11 +44,13 @@ class KeyGrant(msgspec.Struct, frozen=True):
 
 
 class SealedCredential(msgspec.Struct, frozen=True):
-    """An upstream credential as stored: where it comes from, and its sealed bytes if the store holds it."""
+    """An upstream credential as stored: where it comes from, where it may be sent, and its sealed bytes if the store holds it."""
 
     credential_id: str
     source: str
     """`env:NAME`, `file:PATH` or `sealed`."""
+    base_url: str
+    """The upstream it was given for. It is never sent to another one."""
     sealed: bytes = b""
 
 
@@ -59,13 +61,129 @@ class DirectoryChanges(msgspec.Struct, frozen=True):
     grants: tuple[KeyGrant, ...] = ()
     gone: tuple[bytes, ...] = ()
     credentials: tuple[SealedCredential, ...] = ()
+    """All there are, not only the changed ones, whenever the revision is another one: they are few."""
 
 
 class DirectoryFeed(Protocol):
     """What the gateway needs of the directory."""
 
     def changes_since(self, revision: int) -> DirectoryChanges:
-        """Changes after `revision` (0 = everything). A revocation or an expired overlap shows as `gone`."""
+        """Changes after `revision` (0 = everything). A revoked secret shows as `gone`; one in its overlap has the end of it as its expiry."""
+        ...
+
+
+class TeamRecord(msgspec.Struct, frozen=True):
+    """A team of an organization."""
+
+    organization_id: str
+    organization: str
+    team_id: str
+    team: str
+    created_at_us: Micros
+
+
+class KeyRecord(msgspec.Struct, frozen=True):
+    """A key as people see it; no part of any secret is in it."""
+
+    key_id: str
+    organization_id: str
+    organization: str
+    team_id: str
+    team: str
+    name: str
+    owner: str
+    tags: tuple[str, ...]
+    policy: Policy
+    created_at_us: Micros
+    revoked_at_us: Micros | None = None
+    overlap_ends_at_us: Micros | None = None
+    """After a rotation: until when the secret before it is still accepted."""
+
+
+class CredentialRecord(msgspec.Struct, frozen=True):
+    """An upstream credential as people see it: whose it is and where it comes from."""
+
+    credential_id: str
+    organization_id: str
+    organization: str
+    team_id: str
+    """Empty for the credential of the whole organization."""
+    team: str
+    source: str
+    base_url: str
+    created_at_us: Micros
+
+
+class AuditRecord(msgspec.Struct, frozen=True):
+    """One change of the directory: who, when, what, and how it was before and after."""
+
+    at_us: Micros
+    actor: str
+    action: str
+    subject: str
+    before: str
+    """JSON; empty when there was nothing before."""
+    after: str
+
+
+class Directory(DirectoryFeed, Protocol):
+    """The writing side. Each change is one transaction with its audit record, and moves the revision that the gateways follow."""
+
+    def ensure_team(self, new: TeamRecord, *, actor: str) -> TeamRecord:
+        """The team of that name in the organization of that name; what is missing of the two is created with the ids of `new`."""
+        ...
+
+    def add_key(self, key: KeyRecord, digest: bytes, *, actor: str) -> None:
+        """Store a new key with its first secret; Conflict if the team has a live key of that name."""
+        ...
+
+    def replace_secret(self, key_id: str, digest: bytes, *, overlap_ends_at_us: Micros, now_us: Micros, actor: str) -> KeyRecord:
+        """Store a new secret; the newest one before it is accepted until the overlap ends, older ones no longer. Conflict if revoked."""
+        ...
+
+    def revoke_key(self, key_id: str, *, now_us: Micros, actor: str) -> KeyRecord:
+        """No secret of the key is accepted any more. Revoking twice changes nothing."""
+        ...
+
+    def keys(self, *, team: str = "", named: str = "", revoked: bool = True) -> list[KeyRecord]:
+        """Keys in order of creation; `named` is an id or a name."""
+        ...
+
+    def teams(self) -> list[TeamRecord]:
+        """All teams, by name."""
+        ...
+
+    def set_credential(self, record: CredentialRecord, sealed: bytes, *, actor: str) -> None:
+        """Store the credential of a team or organization in place of the one it has."""
+        ...
+
+    def remove_credential(self, credential_id: str, *, now_us: Micros, actor: str) -> None:
+        """Forget the credential; NotFound if there is none."""
+        ...
+
+    def credentials(self) -> list[CredentialRecord]:
+        """All credentials, without their content."""
+        ...
+
+    def audit_records(self, *, limit: int = 100) -> list[AuditRecord]:
+        """The latest changes, newest first."""
+        ...
+
+
+class Vault(Protocol):
+    """Secrets that live outside the database. Adapter: storage/secrets.py."""
+
+    @property
+    def pepper(self) -> bytes:
+        """The key of every token digest."""
+        ...
+
+    def seal(self, credential_id: str, base_url: str, text: str) -> bytes:
+        """The text, encrypted so that only this vault opens it, and only for this credential and this upstream."""
+        ...
+
+    def upstream_key(self, credential: SealedCredential | None) -> str:
+        """The key to send upstream; None asks for the one in the settings. Reads files: never on an event loop. Raises CredentialUnusable."""
         ...
 
 

@@ -33,6 +33,8 @@ FIRST_BYTE_SECONDS = Histogram(
 HEADROOM = Gauge("tokenweir_upstream_headroom", "What the provider's headers last said remains, by resource.", ["resource"], registry=REGISTRY)
 JOURNAL_FULL = Gauge("tokenweir_journal_full", "1 while new paid work is refused for want of disk.", registry=REGISTRY)
 JOURNAL_BACKLOG_BYTES = Gauge("tokenweir_journal_backlog_bytes", "Journal not yet booked.", registry=REGISTRY)
+REFUSED_KEYS = Counter("tokenweir_refused_keys", "Keys that were not accepted, by reason.", ["reason"], registry=REGISTRY)
+DIRECTORY_FAILURES = Counter("tokenweir_directory_failures", "Reads of the key directory that failed.", registry=REGISTRY)
 DIRECTORY_STALE_SECONDS = Gauge("tokenweir_directory_stale_seconds", "Age of the key snapshot.", registry=REGISTRY)
 
 Event: TypeAlias = Literal[
