@@ -118,6 +118,8 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TOKENWEIR_", env_nested_delimiter="__", frozen=True, extra="forbid")
 
     data_dir: Path = Field(default_factory=lambda: Path.home() / ".tokenweir")
+    secrets_dir: Path | None = None
+    """Where the pepper and the sealing key are, if not in `secrets` of the data directory; the same on every host that shares a database."""
     database_url: SecretStr | None = None
     """SQLAlchemy URL of a PostgreSQL database; without it, SQLite in the data directory."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
