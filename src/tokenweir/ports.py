@@ -72,6 +72,14 @@ class DirectoryFeed(Protocol):
         ...
 
 
+class OrganizationRecord(msgspec.Struct, frozen=True):
+    """An organization: whoever pays the provider's bill."""
+
+    organization_id: str
+    organization: str
+    created_at_us: Micros
+
+
 class TeamRecord(msgspec.Struct, frozen=True):
     """A team of an organization."""
 
@@ -128,6 +136,10 @@ class AuditRecord(msgspec.Struct, frozen=True):
 
 class Directory(DirectoryFeed, Protocol):
     """The writing side. Each change is one transaction with its audit record, and moves the revision that the gateways follow."""
+
+    def ensure_organization(self, new: OrganizationRecord, *, actor: str) -> OrganizationRecord:
+        """The organization of that name, created with the id of `new` if there is none."""
+        ...
 
     def ensure_team(self, new: TeamRecord, *, actor: str) -> TeamRecord:
         """The team of that name in the organization of that name; what is missing of the two is created with the ids of `new`."""
