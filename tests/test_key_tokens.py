@@ -59,7 +59,7 @@ def test_every_single_character_change_is_rejected():
     for _ in range(5):
         token = mint(key_part(rng.randbytes(32)), rng.randbytes(32))
         for position, was in enumerate(token):
-            for other in string.printable + "é\x00ａ":
+            for other in string.printable + "é\x00\uff41":
                 if other != was:
                     assert not check(token[:position] + other + token[position + 1 :]), (position, other)
 
@@ -117,7 +117,7 @@ def test_a_hint_holds_nothing_of_the_secret(part: str, random_bytes: bytes):
 CANARY = "tw_canary-7f3a"
 
 
-@pytest.mark.parametrize("show", [repr, str, "{}".format, "{!r:>40}".format, lambda s: "%s %r" % (s, s), lambda s: str([s]), lambda s: str({"k": s})])
+@pytest.mark.parametrize("show", [repr, str, "{}".format, "{!r:>40}".format, lambda s: f"{s} {s!r} {s!s:>9}", lambda s: str([s]), lambda s: str({"k": s})])
 def test_a_secret_never_shows_its_text(show):
     assert CANARY not in show(Secret(CANARY))
 

@@ -125,13 +125,15 @@ def read_private(path: Path) -> str:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise CredentialUnusable(f"the secret file {path} cannot be read: {error.strerror}") from None
-    with os.fdopen(handle, "rb") as file:
-        status = os.fstat(file.fileno())
+    try:
+        status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise CredentialUnusable(f"{path} is not a file")
         if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise SecretExposed(f"{path} holds a secret and others may read it (mode {stat.S_IMODE(status.st_mode):04o}); run: chmod 600 {path}")
-        content = file.read(SECRET_FILE_BYTES_MAX + 1)
+        content = os.read(handle, SECRET_FILE_BYTES_MAX + 1)
+    finally:
+        os.close(handle)
     try:
         if len(content) > SECRET_FILE_BYTES_MAX:
             raise ValueError("too long")
