@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import time
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
 
+from tokenweir.errors import RateCardInvalid
 from tokenweir.periods import Micros
+from tokenweir.pricing.rate_card import RateCard, parse_rate_card
+from tokenweir.settings import Settings
 
 
 class SystemClock:
@@ -26,3 +32,24 @@ class SystemClock:
     def monotonic_ns(self) -> int:
         """For durations."""
         return time.monotonic_ns()
+
+
+def open_rate_card(settings: Settings) -> RateCard:
+    """The rate card of the settings, or the built-in one; read once per process. Raises RateCardInvalid."""
+    return _read_rate_card(settings.pricing.card_file)
+
+
+@lru_cache(maxsize=4)
+def _read_rate_card(card_file: Path | None) -> RateCard:
+    if card_file is None:
+        return parse_rate_card((resources.files("tokenweir.pricing") / "rates.json").read_text("utf-8"))
+    try:
+        text = card_file.read_text("utf-8")
+    except OSError as error:
+        raise RateCardInvalid(f"The rate card {card_file} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise RateCardInvalid(f"The rate card {card_file} is not UTF-8 text.") from error
+    try:
+        return parse_rate_card(text)
+    except RateCardInvalid as error:
+        raise RateCardInvalid(f"{card_file}: {error.message}") from error
