@@ -27,3 +27,8 @@ def _version(value: bool) -> None:
 @app.callback()
 def root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
     """Meter, price, limit and show the tokens a team spends on the Claude API."""
+
+
+# Each command registers itself with `app` when its module is imported.
+from tokenweir.cli import price as _price  # noqa: E402, F401
+from tokenweir.cli import serve as _serve  # noqa: E402, F401

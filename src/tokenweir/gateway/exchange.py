@@ -1,0 +1,143 @@
+"""One request and its answer, as the handlers see them.
+
+This is all the gateway knows of ASGI, so that the handlers can move to another server without a change. Bodies are read within their bounds,
+answers are written with backpressure, and a client that leaves is noticed at once. Change together with `gateway/server.py`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
+
+from tokenweir.errors import BodyTooLarge, BodyTooSlow, InvalidRequest
+from tokenweir.gateway.server import CONNECTION, Connection
+from tokenweir.policies import Network
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+
+class ClientGone(Exception):
+    """The client left before its request had arrived; there is nobody to answer."""
+
+
+class Exchange:
+    """A request, and the way to answer it."""
+
+    __slots__ = ("_connection", "_receive", "_scope", "_send", "address", "headers", "method", "path", "query", "request_id", "started", "status")
+
+    def __init__(self, scope: dict[str, Any], receive: Receive, send: Send, *, request_id: str) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._connection: Connection = scope[CONNECTION]
+        self.request_id = request_id
+        self.method: str = scope["method"]
+        self.path: bytes = scope["raw_path"]
+        self.query: bytes = scope["query_string"]
+        self.headers: Headers = scope["headers"]
+        client = scope["client"]
+        self.address: str = client[0] if client else ""
+        self.started = False
+        self.status = 0
+
+    @property
+    def gone(self) -> bool:
+        """Whether the client has left."""
+        return self._connection.gone
+
+    def when_gone(self, callback: Callable[[], None] | None) -> None:
+        """Have `callback` called once when the client leaves; None forgets it."""
+        self._connection.on_gone = callback
+
+    def header(self, name: bytes) -> bytes | None:
+        """The value of a header, or None; the last one if there are several."""
+        found = None
+        for key, value in self.headers:
+            if key == name:
+                found = value
+        return found
+
+    async def body(self, bytes_max: int) -> bytes:
+        """The whole request body, counted as it arrives. Raises BodyTooLarge, BodyTooSlow, InvalidRequest, ClientGone."""
+        stated = self.header(b"content-length")
+        if stated is not None and int(stated) > bytes_max:
+            raise BodyTooLarge(f"the request body has {int(stated)} bytes; {bytes_max} is the most")
+        if self.header(b"content-encoding") not in (None, b"identity"):
+            raise InvalidRequest("the request body is compressed; send it as it is, without content-encoding")
+        message = await self._next_body()
+        if not message["more_body"]:
+            return self._bounded(message["body"], bytes_max)
+        self._connection.expect_body()
+        pieces: list[bytes] = [message["body"]]
+        size = len(message["body"])
+        while message["more_body"]:
+            message = await self._next_body()
+            if self._connection.body_late:
+                raise BodyTooSlow
+            pieces.append(message["body"])
+            size += len(message["body"])
+            if size > bytes_max:
+                raise BodyTooLarge(f"the request body is larger than {bytes_max} bytes")
+        return b"".join(pieces)
+
+    async def start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Send the head of the answer; our request id is on every one."""
+        self.started = True
+        self.status = status
+        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, (b"request-id", self.request_id.encode())]})
+
+    async def write(self, chunk: bytes) -> None:
+        """Send a piece of the body; waits while the client does not read. Does nothing once it has left."""
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async def finish(self, chunk: bytes = b"") -> None:
+        """Send the last piece of the body."""
+        self._connection.on_gone = None
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": False})
+
+    async def answer(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
+        """Send a whole answer."""
+        await self.start(status, [*headers, (b"content-length", str(len(body)).encode())])
+        await self.finish(body)
+
+    def cut(self) -> None:
+        """Close without the proper end, so that nobody takes what was sent for a complete answer."""
+        self._connection.transport.abort()
+
+    def close_after(self) -> None:
+        """Do not keep the connection for another request: what follows on it cannot be trusted."""
+        self._connection.cycle.keep_alive = False
+
+    def trust_forwarded(self, proxies: tuple[Network, ...]) -> None:
+        """If the peer is a trusted proxy, take the caller's address from `X-Forwarded-For`: the last hop that is not itself trusted."""
+        if not proxies or not _within(self.address, proxies):
+            return
+        forwarded = self.header(b"x-forwarded-for")
+        hops = [hop.strip() for hop in forwarded.decode("latin-1").split(",")] if forwarded else []
+        for hop in reversed(hops):
+            self.address = hop
+            if not _within(hop, proxies):
+                return
+
+    async def _next_body(self) -> dict[str, Any]:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        return message
+
+    @staticmethod
+    def _bounded(body: bytes, bytes_max: int) -> bytes:
+        if len(body) > bytes_max:
+            raise BodyTooLarge(f"the request body is larger than {bytes_max} bytes")
+        return body
+
+
+def _within(address: str, networks: tuple[Network, ...]) -> bool:
+    try:
+        here = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return any(here in network for network in networks)

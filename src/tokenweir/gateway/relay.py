@@ -1,0 +1,134 @@
+"""The relay: the provider's bytes to the client, untouched, while the meter watches.
+
+The rule it protects: the settlement is in the journal before the last byte is released. A stream settles when its final event has been seen, in
+front of the chunk that holds it; a JSON answer is relayed one piece behind and settles in front of its last piece. An answer that breaks off is
+never made to look complete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokenweir.errors import UpstreamError
+from tokenweir.gateway.delivery import Answer, Refusal
+from tokenweir.gateway.passage import Passage
+from tokenweir.metering.journal import JournalWriter
+from tokenweir.metering.meter import Attempt, Outcome
+from tokenweir.wire.faults import stream_fault
+from tokenweir.wire.headers import forward_response_headers
+from tokenweir.wire.messages import Reading, StreamMeter, read_message
+
+JSON_BYTES_MAX = 64 * 1024 * 1024
+"""An answer in JSON beyond this is relayed, but its usage is not read (and so booked at its ceiling)."""
+
+
+class Relay:
+    """Relays answers; one for the whole gateway, it holds no state of a request."""
+
+    def __init__(self, *, journal: JournalWriter, strict: bool) -> None:
+        self._journal = journal
+        self._strict = strict
+
+    async def refusal(self, passage: Passage, refusal: Refusal) -> None:
+        """Hand on the provider's refusal as it came."""
+        await passage.exchange.answer(refusal.status, _headers(refusal.headers, refusal.upstream_request_id), refusal.body)
+
+    async def answer(self, passage: Passage, answer: Answer, requested_model: str) -> None:
+        """Relay an answer to its end and settle its attempt."""
+        if answer.stream is not None and answer.attempt is not None:
+            await self._stream(passage, answer, answer.stream, answer.attempt)
+        else:
+            await self._whole(passage, answer, requested_model)
+
+    async def _stream(self, passage: Passage, answer: Answer, meter: StreamMeter, attempt: Attempt) -> None:
+        exchange, connection = passage.exchange, answer.connection
+        await exchange.start(answer.head.status, _headers(answer.head.headers, answer.upstream_request_id))
+        settled = False
+        chunk, last = answer.opening, b""
+        over = meter.over
+        try:
+            while chunk:
+                if over and not settled:
+                    settled = True
+                    await self._settle(attempt, _outcome(passage, answer, meter.reading()))
+                await exchange.write(chunk)
+                last = chunk
+                chunk = await connection.read()
+                over = meter.feed(chunk) if chunk else over
+        except UpstreamError as error:
+            if not settled:
+                await self._settle(attempt, _outcome(passage, answer, meter.reading(), error_type=error.code, cut=passage.cut_by))
+                await _end_broken_stream(passage, last, error)
+                return
+        if not settled:
+            await self._settle(attempt, _outcome(passage, answer, meter.reading(), cut="" if meter.reading().final else "upstream"))
+        await exchange.finish()
+
+    async def _whole(self, passage: Passage, answer: Answer, requested_model: str) -> None:
+        """An answer that is not a metered stream: JSON, or a route that costs nothing."""
+        exchange, connection, attempt = passage.exchange, answer.connection, answer.attempt
+        headers = _headers(answer.head.headers, answer.upstream_request_id)
+        if answer.head.content_length is not None:
+            headers.append((b"content-length", str(answer.head.content_length).encode()))
+        pieces: list[bytes] = []
+        size = 0
+        held = answer.opening
+        try:
+            while chunk := await connection.read():
+                if held:
+                    if not exchange.started:
+                        await exchange.start(answer.head.status, headers)
+                    await exchange.write(held)
+                held = chunk
+                size += len(chunk)
+                if attempt is not None and size <= JSON_BYTES_MAX:
+                    pieces.append(chunk)
+        except UpstreamError as error:
+            if attempt is not None:
+                await self._settle(attempt, _outcome(passage, answer, None, error_type=error.code, cut=passage.cut_by))
+            if exchange.started:
+                exchange.cut()
+                return
+            raise
+        if attempt is not None:
+            reading = read_message(b"".join(pieces), requested_model=requested_model) if size <= JSON_BYTES_MAX else None
+            await self._settle(attempt, _outcome(passage, answer, reading))
+        if not exchange.started:
+            await exchange.start(answer.head.status, headers)
+        await exchange.finish(held)
+
+    async def _settle(self, attempt: Attempt, outcome: Outcome) -> None:
+        attempt.settle(outcome)
+        if self._strict:
+            await self._journal.durable()
+
+
+def _outcome(passage: Passage, answer: Answer, reading: Reading | None, *, error_type: str = "", cut: str = "") -> Outcome:
+    return Outcome(
+        status=answer.head.status,
+        reading=reading,
+        upstream_request_id=answer.upstream_request_id,
+        error_type=error_type,
+        cut=cut or passage.ended_by,
+        first_byte_us=answer.head.first_byte_us,
+    )
+
+
+async def _end_broken_stream(passage: Passage, last: bytes, error: UpstreamError) -> None:
+    """Tell the client that its stream broke: by an error event if the last event was whole, by a cut connection otherwise."""
+    exchange = passage.exchange
+    if exchange.gone:
+        return
+    if last.endswith((b"\n\n", b"\r\n\r\n", b"\r\r")):
+        message = "the gateway is shutting down" if passage.ended_by == "shutdown" else error.message
+        kind = "overloaded_error" if passage.ended_by == "shutdown" else "api_error"
+        await exchange.finish(stream_fault(kind, message, exchange.request_id))
+    else:
+        exchange.cut()
+
+
+def _headers(headers: Sequence[tuple[bytes, bytes]], upstream_id: str) -> list[tuple[bytes, bytes]]:
+    forwarded = forward_response_headers(headers)
+    if upstream_id:
+        forwarded.append((b"x-tokenweir-upstream-request-id", upstream_id.encode("latin-1")))
+    return forwarded

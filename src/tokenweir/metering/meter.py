@@ -1,0 +1,243 @@
+"""The meter: from an admitted request to settlements in the journal, exactly one for every attempt.
+
+One request gets a `Ticket`; each time it is sent upstream the ticket opens an `Attempt`, whose intent is journaled before the first byte goes
+out, and which is settled exactly once, whatever happens: leaving the ticket's `with` block settles what was left open at its ceiling. How an
+outcome becomes a settlement is decided by `conclude`, which is pure. Change together with `ledger/entries.py` and `wire/messages.py`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from types import TracebackType
+from typing import Protocol
+
+import msgspec
+
+from tokenweir.ledger.entries import FLAG_UNPRICED, Intent, Settlement
+from tokenweir.periods import Micros
+from tokenweir.ports import Clock
+from tokenweir.pricing.rate_card import RateCard
+from tokenweir.pricing.rating import ceiling_cost, cost_nanos
+from tokenweir.principals import Principal
+from tokenweir.telemetry import ATTEMPTS, COST_NANOS, FIRST_BYTE_SECONDS, TOKENS, UNPRICED, USAGE_FLAGS
+from tokenweir.usage import Certainty, Usage
+from tokenweir.wire.envelope import Envelope, ceiling_usage
+from tokenweir.wire.headers import Attribution
+from tokenweir.wire.messages import Reading
+
+_UNKNOWN_CONTEXT_TOKENS = 1_000_000
+_UNKNOWN_OUTPUT_TOKENS = 128_000
+
+
+class Journal(Protocol):
+    """Where records become durable; see `metering/journal.py`."""
+
+    def append_intent(self, intent: Intent) -> None:
+        """Raises JournalFull or JournalBroken; otherwise the intent survives a killed process."""
+        ...
+
+    def append_settlement(self, settlement: Settlement) -> None:
+        """Raises JournalBroken only."""
+        ...
+
+
+class State(enum.Enum):
+    """The life of an attempt."""
+
+    OPEN = enum.auto()
+    SETTLED = enum.auto()
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What became of an attempt, as far as the gateway saw it."""
+
+    status: int = 0
+    """HTTP status of the answer; 0 if none came."""
+    refused: bool = False
+    """The provider declined before doing any work, by its status or by an error as the first event of a stream."""
+    reading: Reading | None = None
+    """The usage that was read; None if no answer that could carry usage came."""
+    upstream_request_id: str = ""
+    error_type: str = ""
+    cut: str = ""
+    """`client`, `upstream` or `shutdown` if it was ended early."""
+    first_byte_us: int = 0
+
+
+class Meter:
+    """Opens tickets, and turns outcomes into journaled settlements."""
+
+    __slots__ = ("_card", "_clock", "_journal", "_mint")
+
+    def __init__(self, *, journal: Journal, card: RateCard, clock: Clock, mint: Callable[[Micros], str]) -> None:
+        self._journal = journal
+        self._card = card
+        self._clock = clock
+        self._mint = mint
+
+    def admit(self, principal: Principal, envelope: Envelope, attribution: Attribution, *, request_id: str) -> Ticket:
+        """Admit a request. Limits will decide here; until a limit is set, every permitted request is admitted."""
+        facts = self._card.facts_of(envelope.model)
+        ceiling = ceiling_usage(
+            envelope,
+            context_tokens=facts.context_tokens if facts else _UNKNOWN_CONTEXT_TOKENS,
+            output_tokens_max=facts.output_tokens_max if facts else _UNKNOWN_OUTPUT_TOKENS,
+        )
+        return Ticket(self, principal, envelope, attribution, ceiling, request_id)
+
+    def open_attempt(self, ticket: Ticket) -> Intent:
+        """Journal the intent of the ticket's next attempt. Raises JournalFull or JournalBroken: then nothing may be sent."""
+        now = self._clock.now_us()
+        envelope, who = ticket.envelope, ticket.principal
+        intent = Intent(
+            attempt_id=self._mint(now),
+            request_id=ticket.request_id,
+            attempt_no=ticket.attempts + 1,
+            started_at_us=now,
+            organization_id=who.organization_id,
+            team_id=who.team_id,
+            key_id=who.key_id,
+            model_requested=envelope.model,
+            stream=envelope.stream,
+            ceiling=ticket.ceiling,
+            ceiling_nanos=ceiling_cost(
+                self._card, envelope.model, ticket.ceiling, at_us=now, speed=envelope.speed, inference_geo=envelope.inference_geo
+            ),
+            card_version=self._card.version,
+            session_id=ticket.attribution.session_id,
+            agent_id=ticket.attribution.agent_id,
+            parent_agent_id=ticket.attribution.parent_agent_id,
+            client=ticket.attribution.client,
+            client_retry=ticket.attribution.client_retry,
+            tags=who.tags,
+        )
+        self._journal.append_intent(intent)
+        return intent
+
+    def settle(self, intent: Intent, outcome: Outcome) -> Settlement:
+        """Journal how the attempt ended. The caller guarantees that it does so once."""
+        settlement = conclude(self._card, intent, outcome, now_us=self._clock.now_us())
+        self._journal.append_settlement(settlement)
+        _count(settlement)
+        return settlement
+
+
+class Attempt:
+    """One request to the provider, from its intent to its settlement."""
+
+    __slots__ = ("_meter", "intent", "state")
+
+    def __init__(self, meter: Meter, intent: Intent) -> None:
+        self._meter = meter
+        self.intent = intent
+        self.state = State.OPEN
+
+    def settle(self, outcome: Outcome) -> None:
+        """Journal the outcome; raises RuntimeError if the attempt is settled already, because then usage would be booked twice."""
+        if self.state is not State.OPEN:
+            raise RuntimeError(f"attempt {self.intent.attempt_id} is settled already")
+        self.state = State.SETTLED
+        self._meter.settle(self.intent, outcome)
+
+
+class Ticket:
+    """The right of one request to spend, held by the coroutine that serves it: `with ticket:` guarantees an end for every attempt."""
+
+    __slots__ = ("_current", "_meter", "attempts", "attribution", "ceiling", "envelope", "principal", "request_id")
+
+    def __init__(
+        self, meter: Meter, principal: Principal, envelope: Envelope, attribution: Attribution, ceiling: Usage, request_id: str
+    ) -> None:
+        self._meter = meter
+        self._current: Attempt | None = None
+        self.principal = principal
+        self.envelope = envelope
+        self.attribution = attribution
+        self.ceiling = ceiling
+        self.request_id = request_id
+        self.attempts = 0
+
+    def open_attempt(self) -> Attempt:
+        """Journal the next intent; the attempt before must be settled. Raises JournalFull or JournalBroken."""
+        if self._current is not None and self._current.state is State.OPEN:
+            raise RuntimeError(f"attempt {self._current.intent.attempt_id} is still open")
+        attempt = Attempt(self._meter, self._meter.open_attempt(self))
+        self.attempts += 1
+        self._current = attempt
+        return attempt
+
+    def __enter__(self) -> Ticket:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Nothing can end without a settlement: an attempt left open is booked at its ceiling."""
+        if self._current is not None and self._current.state is State.OPEN:
+            self._current.settle(Outcome(cut="gateway", error_type="gateway_failure" if error is not None else ""))
+
+
+def conclude(card: RateCard, intent: Intent, outcome: Outcome, *, now_us: Micros) -> Settlement:
+    """What is booked for an outcome.
+
+    Final usage → EXACT. An answer cut after its first counts → PARTIAL. A refusal → NONE, nothing billed. Anything else was
+    sent and not learned → CEILING. Prices are those of the moment the attempt began.
+    """
+    reading = outcome.reading
+    if reading is not None and reading.metered is not None:
+        metered = reading.metered
+        nanos, unpriced = cost_nanos(card, metered, at_us=intent.started_at_us)
+        flags = (*metered.flags, FLAG_UNPRICED) if unpriced else metered.flags
+        return Settlement(
+            attempt_id=intent.attempt_id,
+            ended_at_us=now_us,
+            status=outcome.status,
+            certainty=reading.certainty,
+            usage=metered.usage,
+            cost_nanos=nanos,
+            model=metered.model,
+            upstream_request_id=outcome.upstream_request_id,
+            message_id=reading.message_id,
+            service_tier=metered.service_tier,
+            speed=metered.speed,
+            inference_geo=metered.inference_geo,
+            stop_reason=reading.stop_reason,
+            error_type=outcome.error_type or reading.error_type,
+            cut=outcome.cut,
+            first_byte_us=outcome.first_byte_us,
+            flags=flags,
+            raw_usage=reading.raw_usage,
+        )
+    refused = outcome.refused
+    unpriced = not refused and card.facts_of(intent.model_requested) is None
+    return Settlement(
+        attempt_id=intent.attempt_id,
+        ended_at_us=now_us,
+        status=outcome.status,
+        certainty=Certainty.NONE if refused else Certainty.CEILING,
+        usage=Usage() if refused else intent.ceiling,
+        cost_nanos=0 if refused else intent.ceiling_nanos,
+        model=intent.model_requested,
+        upstream_request_id=outcome.upstream_request_id,
+        error_type=outcome.error_type,
+        cut=outcome.cut,
+        first_byte_us=outcome.first_byte_us,
+        flags=(FLAG_UNPRICED,) if unpriced else (),
+    )
+
+
+_ATTEMPTS_BY_CERTAINTY = {certainty: ATTEMPTS.labels(certainty.value) for certainty in Certainty}
+_TOKENS_BY_CLASS = {name: TOKENS.labels(name) for name in ("uncached_input", "cache_write_5m", "cache_write_1h", "cache_read", "output")}
+
+
+def _count(settlement: Settlement) -> None:
+    """Move the metrics; they are for watching, the ledger is the truth."""
+    _ATTEMPTS_BY_CERTAINTY[settlement.certainty].inc()
+    usage = settlement.usage
+    for name, counter in _TOKENS_BY_CLASS.items():
+        if tokens := getattr(usage, name):
+            counter.inc(tokens)
+    COST_NANOS.inc(settlement.cost_nanos)
+    if settlement.first_byte_us:
+        FIRST_BYTE_SECONDS.observe(settlement.first_byte_us / 1e6)
+    for flag in settlement.flags:
+        UNPRICED.inc() if flag == FLAG_UNPRICED else USAGE_FLAGS.labels(flag.partition(":")[0]).inc()
