@@ -142,6 +142,11 @@ class UpstreamCut(UpstreamError):
 
     code = "upstream_cut"
 
+    def __init__(self, message: str | None = None, *, stale: bool = False) -> None:
+        super().__init__(message)
+        self.stale = stale
+        """A kept connection turned out to be closed: the provider sent not one byte of an answer to this request."""
+
 
 class OwnError(TokenweirError):
     """The gateway cannot work safely now."""
