@@ -69,6 +69,10 @@ class RateCard:
     def __init__(self, rows: CardRows, version: str) -> None:
         self.version = version
         """The stated version and a short hash of the content: two different cards never share it."""
+        open_rows = [row for m in rows.models for row in (*m.rates, *m.fast) if row.effective_to is None]
+        searches_open = [row for row in rows.web_search if row.effective_to is None]
+        self.oldest_check = min(row.checked for row in (rows.fallback, *searches_open, *open_rows))
+        """The date on which the rate in force that was checked longest ago was checked; what has ended needs no new check."""
         self._facts = {m.id: _facts(m) for m in rows.models}
         self._names = {name: m.id for m in rows.models for name in (m.id, *m.aliases)}
         exact = {(m.id, mods): _timeline(m, Fraction(rows.us_geo_multiplier), mods) for m in rows.models for mods in _COMBINATIONS}
