@@ -25,6 +25,7 @@ BATCH = 4
 _COMBINATIONS = range(8)
 
 _BEGINNING: Micros = -(2**63)
+_END: Micros = 2**63
 _NO_STEP = 2**63
 _NANOS_PER_TOKEN = 1_000
 """One US dollar per million tokens, in nano-USD per token."""
@@ -69,9 +70,9 @@ class RateCard:
     def __init__(self, rows: CardRows, version: str) -> None:
         self.version = version
         """The stated version and a short hash of the content: two different cards never share it."""
-        open_rows = [row for m in rows.models for row in (*m.rates, *m.fast) if row.effective_to is None]
-        searches_open = [row for row in rows.web_search if row.effective_to is None]
-        self.oldest_check = min(row.checked for row in (rows.fallback, *searches_open, *open_rows))
+        open_rates = [row.checked for m in rows.models for row in (*m.rates, *m.fast) if row.effective_to is None]
+        open_searches = [row.checked for row in rows.web_search if row.effective_to is None]
+        self.oldest_check = min(rows.fallback.checked, *open_rates, *open_searches)
         """The date on which the rate in force that was checked longest ago was checked; what has ended needs no new check."""
         self._facts = {m.id: _facts(m) for m in rows.models}
         self._names = {name: m.id for m in rows.models for name in (m.id, *m.aliases)}
@@ -164,20 +165,22 @@ class _Piece(msgspec.Struct, frozen=True):
 def _timeline(model: ModelRow, us_geo: Fraction, modifiers: int) -> list[_Piece]:
     """The rates of a model under some modifiers, from the beginning of time on."""
     geo = Fraction(model.us_geo_multiplier) if model.us_geo_multiplier else us_geo
+    end = _instant(model.rates[-1].effective_to, _END)
     starts = {_BEGINNING, *_borders(model.rates), *(_borders(model.fast) if modifiers & FAST else ())}
     pieces = []
     for start in sorted(starts):
-        fast = _row_at(model.fast, start) if modifiers & FAST else None
-        row = fast or _row_at(model.rates, start)
-        nearest = row or (model.rates[0] if start < _instant(model.rates[0].effective_from) else model.rates[-1])
+        # Outside the model's own dates the nearest of them decides, and the rates are flagged.
+        at_us = min(max(start, _instant(model.rates[0].effective_from)), end - 1)
+        fast = _row_at(model.fast, at_us) if modifiers & FAST else None
+        row = fast or _row_at(model.rates, at_us) or model.rates[-1]
         factor = geo if modifiers & US_GEO else Fraction(1)
         # The provider sells no fast batches. Should an answer say both, the dearer reading is booked: the fast rates without the discount.
         if modifiers & BATCH and fast is None:
             factor *= Fraction(model.batch_multiplier)
-        plain = tuple(price * factor for price in nearest.usd_per_mtok.exact())
-        step = nearest.long_prompt
+        plain = tuple(price * factor for price in row.usd_per_mtok.exact())
+        step = row.long_prompt
         long = tuple(price * factor for price in step.usd_per_mtok.exact()) if step else plain
-        pieces.append(_Piece(start, row is None, step.above_prompt_tokens if step else _NO_STEP, plain, long))
+        pieces.append(_Piece(start, at_us != start, step.above_prompt_tokens if step else _NO_STEP, plain, long))
     return pieces
 
 
@@ -197,13 +200,13 @@ def _borders(rows: Iterable[RateRow]) -> list[Micros]:
 
 def _row_at(rows: Sequence[RateRow], at_us: Micros) -> RateRow | None:
     for row in rows:
-        if at_us >= _instant(row.effective_from) and (row.effective_to is None or at_us < parse_instant(row.effective_to)):
+        if at_us >= _instant(row.effective_from) and at_us < _instant(row.effective_to, _END):
             return row
     return None
 
 
-def _instant(date: str | None) -> Micros:
-    return _BEGINNING if date is None else parse_instant(date)
+def _instant(date: str | None, default: Micros = _BEGINNING) -> Micros:
+    return default if date is None else parse_instant(date)
 
 
 def _facts(model: ModelRow) -> ModelFacts:
