@@ -10,7 +10,9 @@ from pathlib import Path
 from tokenweir.errors import RateCardInvalid
 from tokenweir.periods import Micros
 from tokenweir.pricing.rate_card import RateCard, parse_rate_card
+from tokenweir.ports import SealedCredential
 from tokenweir.settings import Settings
+from tokenweir.storage.secrets import PEPPER_FILE, SEAL_FILE, FileVault, configured_key, header_safe, open_vault, read_private, secrets_dir
 
 
 class SystemClock:
@@ -53,3 +55,25 @@ def _read_rate_card(card_file: Path | None) -> RateCard:
         return parse_rate_card(text)
     except RateCardInvalid as error:
         raise RateCardInvalid(f"{card_file}: {error.message}") from error
+
+
+def open_secrets(settings: Settings) -> FileVault:
+    """The pepper, the sealing key and the way to the upstream keys; made at first use. Raises SecretExposed."""
+    return open_vault(settings)
+
+
+def has_secrets(settings: Settings) -> bool:
+    """Whether the pepper and the sealing key have been made."""
+    return all((secrets_dir(settings) / name).exists() for name in (PEPPER_FILE, SEAL_FILE))
+
+
+def upstream_key(settings: Settings, credential: SealedCredential | None) -> str:
+    """One upstream key, without making anything that is not there yet; raises CredentialUnusable or SecretExposed."""
+    if credential is None:
+        return configured_key(settings)
+    return open_vault(settings).upstream_key(credential)
+
+
+def check_secret_file(path: Path) -> None:
+    """Raise SecretExposed or CredentialUnusable unless the file holds a key that could be sent, and others cannot read it."""
+    header_safe(read_private(path))

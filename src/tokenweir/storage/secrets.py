@@ -62,13 +62,7 @@ class FileVault:
         """The key to send upstream; None asks for the one in the settings. Raises CredentialUnusable, or SecretExposed for a file others can read."""
         upstream = self._settings.upstream
         if credential is None:
-            if upstream.api_key is not None:
-                return header_safe(upstream.api_key.get_secret_value())
-            if upstream.api_key_file is not None:
-                return header_safe(read_private(upstream.api_key_file))
-            raise CredentialUnusable(
-                "there is no upstream key: set upstream.api_key or upstream.api_key_file, or run: tokenweir credential set --org"
-            )
+            return configured_key(self._settings)
         if credential.base_url != upstream.base_url:
             raise CredentialUnusable(
                 f"secret required: credential {credential.credential_id} was given for {credential.base_url} and is not sent to {upstream.base_url}; "
@@ -98,6 +92,16 @@ class FileVault:
                 f"secret required: credential {credential.credential_id} was sealed with another key, for another upstream, or was altered; "
                 "give it again with: tokenweir credential set"
             ) from None
+
+
+def configured_key(settings: Settings) -> str:
+    """The upstream key of the settings. It needs no binding: whoever may change the upstream there may read the key there too."""
+    upstream = settings.upstream
+    if upstream.api_key is not None:
+        return header_safe(upstream.api_key.get_secret_value())
+    if upstream.api_key_file is not None:
+        return header_safe(read_private(upstream.api_key_file))
+    raise CredentialUnusable("there is no upstream key: set upstream.api_key or upstream.api_key_file, or run: tokenweir credential set --org")
 
 
 def secrets_dir(settings: Settings) -> Path:
