@@ -23,26 +23,34 @@ Bytes = Annotated[int, Field(ge=1)]
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class GatewaySettings(_Table):
     """The data plane: where it listens, and the bounds on what clients may send or hold open."""
 
     host: str = "127.0.0.1"
+    """Address to listen on. Anything but loopback is reachable by others: put TLS before it."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8787
     """0 lets the system choose; the chosen port is in the ready line."""
     body_bytes_max: Bytes = 32 * 1024 * 1024
+    """Largest request body; the provider's own limit is 32 MB."""
     header_bytes_max: Bytes = 64 * 1024
+    """Largest request head."""
     header_timeout_ms: Milliseconds = 10_000
+    """Time for a request head to arrive, from the first byte or from connecting."""
     body_timeout_ms: Milliseconds = 120_000
+    """Time for a request body to arrive, from the end of its head."""
     keep_alive_timeout_ms: Milliseconds = 75_000
+    """How long an idle client connection stays open."""
     write_timeout_ms: Milliseconds = 60_000
     """A client that takes no bytes for so long is disconnected."""
     connections_max: Annotated[int, Field(ge=1)] = 8_192
+    """Client connections at once; beyond it requests are answered with 529."""
     on_disconnect: Literal["cancel", "drain"] = "cancel"
     """When a client leaves: close upstream and settle what was seen, or read on to learn the exact bill."""
     drain_timeout_ms: Milliseconds = 120_000
+    """How long an answer is read on for a client that left."""
     drains_max: Annotated[int, Field(ge=0)] = 100
     """Streams that may be read on at once for clients that left; beyond it they are cancelled."""
     shutdown_timeout_ms: Milliseconds = 25_000
@@ -55,22 +63,31 @@ class UpstreamSettings(_Table):
     """The way to the Claude API."""
 
     base_url: str = "https://api.anthropic.com"
+    """The provider, or what speaks like it. Plain http is for loopback addresses only."""
     api_key: SecretStr | None = None
+    """The provider's key, for every team that has no credential of its own."""
     api_key_file: Path | None = None
+    """A file that holds that key; nobody else may be able to read it."""
     connect_timeout_ms: Milliseconds = 5_000
+    """Time to connect, TLS and proxy included."""
     first_byte_timeout_ms: Milliseconds = 600_000
+    """Time to the first byte of an answer."""
     idle_timeout_ms: Milliseconds = 300_000
     """Longest silence within an answer; the provider sends pings."""
     connections_max: Annotated[int, Field(ge=1)] = 2_048
+    """Connections to the provider at once."""
     connection_wait_ms: Milliseconds = 10_000
+    """How long a request waits for a connection when all are in use."""
     keep_alive_ms: Milliseconds = 30_000
     """Idle connections are closed after this, before the provider does it."""
     attempts_max: Annotated[int, Field(ge=1, le=3)] = 3
+    """Attempts per request, all before the first byte of an answer."""
     retry_after_max_ms: Annotated[int, Field(ge=0)] = 5_000
     """A `retry-after` longer than this is passed to the client instead of waited for."""
     proxy_url: str | None = None
     """HTTP proxy for https upstreams; without it `HTTPS_PROXY` and `NO_PROXY` are honoured."""
     ca_file: Path | None = None
+    """Certificates to trust in place of the system's."""
 
     @field_validator("base_url")
     @classmethod
@@ -91,7 +108,9 @@ class JournalSettings(_Table):
     durability: Literal["group", "strict"] = "group"
     """`group`: records survive a killed process at once and a power cut after `fsync_interval_ms`. `strict`: every record is synced first."""
     fsync_interval_ms: Milliseconds = 5
+    """Pause between two syncs of the journal."""
     segment_bytes: Annotated[int, Field(ge=64 * 1024)] = 16 * 1024 * 1024
+    """Size at which a journal file is succeeded by the next."""
     reserve_bytes: Annotated[int, Field(ge=64 * 1024)] = 4 * 1024 * 1024
     """Pre-allocated for settling what is in flight when the disk is full."""
     backlog_bytes_max: Annotated[int, Field(ge=1024 * 1024)] = 4 * 1024 * 1024 * 1024
@@ -102,7 +121,9 @@ class WorkerSettings(_Table):
     """Bookkeeping."""
 
     batch_entries_max: Annotated[int, Field(ge=1, le=100_000)] = 1_000
+    """Entries booked in one transaction."""
     poll_ms: Milliseconds = 50
+    """Longest pause between two looks at the journal."""
 
 
 class PricingSettings(_Table):
@@ -115,19 +136,26 @@ class PricingSettings(_Table):
 class Settings(BaseSettings):
     """Everything that can be set."""
 
-    model_config = SettingsConfigDict(env_prefix="TOKENWEIR_", env_nested_delimiter="__", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix="TOKENWEIR_", env_nested_delimiter="__", frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     data_dir: Path = Field(default_factory=lambda: Path.home() / ".tokenweir")
+    """Directory of database, journal and secrets."""
     secrets_dir: Path | None = None
     """Where the pepper and the sealing key are, if not in `secrets` of the data directory; the same on every host that shares a database."""
     database_url: SecretStr | None = None
     """SQLAlchemy URL of a PostgreSQL database; without it, SQLite in the data directory."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level that is logged, as JSON lines on standard error."""
     gateway: GatewaySettings = GatewaySettings()
+    """Table `[gateway]`."""
     upstream: UpstreamSettings = UpstreamSettings()
+    """Table `[upstream]`."""
     journal: JournalSettings = JournalSettings()
+    """Table `[journal]`."""
     worker: WorkerSettings = WorkerSettings()
+    """Table `[worker]`."""
     pricing: PricingSettings = PricingSettings()
+    """Table `[pricing]`."""
 
     @classmethod
     def settings_customise_sources(

@@ -17,7 +17,7 @@ import msgspec
 from tokenweir.ledger.entries import FLAG_UNPRICED, Intent, Settlement
 from tokenweir.periods import Micros
 from tokenweir.ports import Clock
-from tokenweir.pricing.rate_card import RateCard
+from tokenweir.pricing.rate_card import ModelFacts, RateCard
 from tokenweir.pricing.rating import ceiling_cost, cost_nanos
 from tokenweir.principals import Principal
 from tokenweir.telemetry import ATTEMPTS, COST_NANOS, FIRST_BYTE_SECONDS, TOKENS, UNPRICED, USAGE_FLAGS
@@ -78,7 +78,7 @@ class Meter:
 
     def admit(self, principal: Principal, envelope: Envelope, attribution: Attribution, *, request_id: str) -> Ticket:
         """Admit a request. Limits will decide here; until a limit is set, every permitted request is admitted."""
-        facts = self._card.facts_of(envelope.model)
+        facts = _facts(self._card, envelope.model)
         ceiling = ceiling_usage(
             envelope,
             context_tokens=facts.context_tokens if facts else _UNKNOWN_CONTEXT_TOKENS,
@@ -208,7 +208,7 @@ def conclude(card: RateCard, intent: Intent, outcome: Outcome, *, now_us: Micros
             raw_usage=reading.raw_usage,
         )
     refused = outcome.refused
-    unpriced = not refused and card.facts_of(intent.model_requested) is None
+    unpriced = not refused and card.resolve(intent.model_requested) is None
     return Settlement(
         attempt_id=intent.attempt_id,
         ended_at_us=now_us,
@@ -223,6 +223,11 @@ def conclude(card: RateCard, intent: Intent, outcome: Outcome, *, now_us: Micros
         first_byte_us=outcome.first_byte_us,
         flags=(FLAG_UNPRICED,) if unpriced else (),
     )
+
+
+def _facts(card: RateCard, model: str) -> ModelFacts | None:
+    canonical = card.resolve(model)
+    return None if canonical is None else card.model(canonical)
 
 
 _ATTEMPTS_BY_CERTAINTY = {certainty: ATTEMPTS.labels(certainty.value) for certainty in Certainty}
