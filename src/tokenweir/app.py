@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tokenweir.errors import RateCardInvalid
 from tokenweir.periods import Micros
-from tokenweir.pricing.rate_card import RateCard, parse_rate_card
 from tokenweir.ports import SealedCredential
+from tokenweir.pricing.rate_card import RateCard, parse_rate_card
 from tokenweir.settings import Settings
 from tokenweir.storage.secrets import PEPPER_FILE, SEAL_FILE, FileVault, configured_key, header_safe, open_vault, read_private, secrets_dir
 
@@ -34,6 +34,23 @@ class SystemClock:
     def monotonic_ns(self) -> int:
         """For durations."""
         return time.monotonic_ns()
+
+
+class IdMint:
+    """Makes ids: 128 bits as 32 hex digits, ordered by time, unique across processes."""
+
+    __slots__ = ("_pool",)
+
+    def __init__(self) -> None:
+        self._pool = b""
+
+    def __call__(self, now_us: Micros) -> str:
+        """48 bits of milliseconds and 80 random bits."""
+        pool = self._pool
+        if len(pool) < 10:
+            pool = os.urandom(2_560)
+        self._pool = pool[10:]
+        return f"{now_us // 1_000:012x}{pool[:10].hex()}"
 
 
 def open_rate_card(settings: Settings) -> RateCard:
