@@ -32,7 +32,7 @@ def round_ratio(numerator: int, denominator: int) -> Nanos:
 def apportion(exact: Sequence[Fraction]) -> list[Nanos]:
     """Round each part so that the parts sum to the rounded whole.
 
-    Rounds the running total and takes differences, so no part is off by one nano or more and order alone decides who carries the remainder.
+    Rounds the running total and takes differences, so no part is off by more than one nano and order alone decides who carries the remainder.
     """
     parts: list[Nanos] = []
     running, booked = Fraction(0), 0

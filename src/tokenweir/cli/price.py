@@ -56,6 +56,7 @@ def _instant(at: str | None) -> Micros:
 def _read(usage: str, model: str) -> Metered:
     """The usage object as metered; raises ValueError with one sentence if it is not one."""
     from tokenweir.wire.messages import read_usage
+    from tokenweir.wire.usage_fields import FLAG_BAD_FIELD, is_bad
 
     text = _text(usage)
     try:
@@ -67,9 +68,14 @@ def _read(usage: str, model: str) -> Metered:
     if not isinstance(content, dict):
         raise ValueError('--usage is not a JSON object; write it like {"input_tokens": 10, "output_tokens": 5}')  # noqa: TRY004 - a wrong argument
     try:
-        return read_usage(text, model=model)
+        metered = read_usage(text, model=model)
     except CallerError as error:
         raise ValueError(f"--usage: {error.message}") from error
+    if is_bad(metered.flags):
+        # The gateway must book what it can read; a person who asks for a price is better told.
+        bad = ", ".join(flag.removeprefix(f"{FLAG_BAD_FIELD}:") for flag in metered.flags if flag.startswith(FLAG_BAD_FIELD))
+        raise ValueError(f"--usage has a value that cannot be right in: {bad}")
+    return metered
 
 
 def _text(usage: str) -> bytes:
