@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ from typing import Final, NoReturn
 import msgspec
 
 from tokenweir import key_tokens, telemetry
-from tokenweir.errors import CredentialUnusable, Forbidden, StoreUnavailable, Unauthenticated
+from tokenweir.errors import CredentialUnusable, Forbidden, StoreUnavailable, TokenweirError, Unauthenticated
 from tokenweir.policies import Network, parse_networks, permit_caller
 from tokenweir.ports import Clock, DirectoryChanges, DirectoryFeed, KeyGrant, SealedCredential, Vault
-from tokenweir.wire.headers import credentials
+from tokenweir.wire.headers import Headers, credentials
 
 POLL_SECONDS: Final = 0.25
 REFRESH_SPACING_NS: Final = 50_000_000
@@ -90,7 +90,7 @@ class Authenticator:
         held = self._lookup(token)
         return None if held is None else held.grant
 
-    async def authenticate(self, headers: Sequence[tuple[bytes, bytes]], *, address: str) -> KeyGrant:
+    async def authenticate(self, headers: Headers, *, address: str) -> KeyGrant:
         """The grant of the caller; raises InvalidRequest, Unauthenticated, Forbidden, or StoreUnavailable when it cannot be known."""
         token = credentials(headers)
         held = self._lookup(token)
@@ -103,12 +103,11 @@ class Authenticator:
         return held.grant
 
     def credential_for(self, grant: KeyGrant) -> str:
-        """The key to send upstream, from memory; raises CredentialUnusable with a sentence that holds no secret."""
+        """The key to send upstream, from memory; raises CredentialUnusable. Why it cannot be used is in the log, for the operator alone."""
         try:
             return self._upstream_keys[grant.credential_id]
         except KeyError:
-            fault = self._upstream_faults.get(grant.credential_id)
-        raise CredentialUnusable(fault)
+            raise CredentialUnusable from None
 
     async def follow(self) -> NoReturn:
         """Keep the snapshot fresh until cancelled. A directory that is down is logged once and asked again; what is known stays valid."""
@@ -195,16 +194,16 @@ class Authenticator:
         return _Read(changes, whole, held, sealed, keys, faults, now_ns)
 
     def _resolve(self, sealed: Mapping[str, SealedCredential]) -> tuple[dict[str, str], dict[str, str]]:
-        """Every upstream key that can be had, and a sentence for each that cannot."""
+        """Every upstream key that can be had, and a sentence for each that cannot. One that was had before and has not changed stays in use."""
         keys: dict[str, str] = {}
         faults: dict[str, str] = {}
         for credential_id, credential in ({"": None} | dict(sealed)).items():
             try:
                 keys[credential_id] = self._vault.upstream_key(credential)
             except Exception as error:  # one unusable credential must not keep the others from being used
-                faults[credential_id] = (
-                    str(error) if isinstance(error, CredentialUnusable) else f"the upstream credential cannot be read: {type(error).__name__}"
-                )
+                faults[credential_id] = error.message if isinstance(error, TokenweirError) else f"it cannot be read: {type(error).__name__}"
+                if credential_id in self._upstream_keys and self._sealed.get(credential_id) == credential:
+                    keys[credential_id] = self._upstream_keys[credential_id]
         return keys, faults
 
     def _take(self, running: asyncio.Future[_Read]) -> None:
@@ -225,6 +224,9 @@ class Authenticator:
                 self._held.pop(digest, None)
         self._sealed = read.sealed
         if read.upstream_keys is not None:
+            for credential_id, fault in read.upstream_faults.items():
+                if self._upstream_faults.get(credential_id) != fault and (credential_id or not read.sealed):
+                    telemetry.log(logging.WARNING, "credential_unusable", credential_id=credential_id or "settings", error=fault)
             self._upstream_keys, self._upstream_faults, self._upstream_read_ns = read.upstream_keys, read.upstream_faults, read.at_ns
         self._revision = read.changes.revision
         self._fresh_ns = read.at_ns
