@@ -51,10 +51,10 @@ class Role:
         """Run the role until it is stopped; raises RoleFailed if it never becomes ready the first time."""
         failures = 0
         loop = asyncio.get_running_loop()
-        while not self._stopping:
+        while True:
             started = loop.time()
             code = await self._run_once()
-            if self._stopping:
+            if self._ending():
                 return
             if not self.ready.done():
                 self.ready.set_exception(RoleFailed(f"the {self.name} could not start (exit code {code}); its log is above"))
@@ -78,6 +78,9 @@ class Role:
             process.kill()
             await process.wait()
             return 1
+
+    def _ending(self) -> bool:
+        return self._stopping
 
     def hurry(self) -> None:
         """Pass on a second signal."""
@@ -157,11 +160,11 @@ async def supervise(
 
 async def _all_ready(roles: Sequence[Role], stop: asyncio.Event) -> bool:
     """Wait until every role is ready (True) or we are told to stop before that (False); raises RoleFailed."""
-    stopped = asyncio.ensure_future(stop.wait())
+    stopped: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
     try:
         for role in roles:
             async with asyncio.timeout(_READY_TIMEOUT_S):
-                await asyncio.wait({role.ready, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait([role.ready, stopped], return_when=asyncio.FIRST_COMPLETED)
             if not role.ready.done():
                 return False
             role.ready.result()

@@ -81,7 +81,7 @@ class Gateway:
         except Exception as error:
             log(logging.ERROR, "request_failed", request_id=exchange.request_id, error=type(error).__name__)
             logging.getLogger("tokenweir").debug("traceback", exc_info=error)
-            await self._answer_fault(exchange, fault_of(error))
+            await self._answer_fault(exchange, fault_of(TokenweirError("the gateway failed to serve this request; its log says why")))
         _count(route, exchange.status)
 
     def _route(self, exchange: Exchange) -> tuple[str, Handler]:
@@ -131,7 +131,11 @@ class Gateway:
 
 def _is_one_name(name: bytes) -> bool:
     """Whether the rest of a path is one plain model id: nothing that another server could read as a different path."""
-    return 0 < len(name) <= 256 and all(byte in b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:@[]" for byte in name) and b".." not in name
+    return (
+        0 < len(name) <= 256
+        and all(byte in b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:@[]" for byte in name)
+        and b".." not in name
+    )
 
 
 _COUNTERS: dict[tuple[str, int], Any] = {}

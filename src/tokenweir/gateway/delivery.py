@@ -22,11 +22,12 @@ from tokenweir.ports import Clock
 from tokenweir.settings import UpstreamSettings
 from tokenweir.telemetry import HEADROOM, RETRIES
 from tokenweir.wire.faults import decide_retry, read_fault, status_of_error
-from tokenweir.wire.headers import read_headroom, upstream_request_id
+from tokenweir.wire.headers import UPSTREAM_REQUEST_ID, Headroom, read_headroom
 from tokenweir.wire.messages import StreamMeter
 
 REFUSAL_BYTES_MAX = 1024 * 1024
 _CONNECT_AGAIN_S = (0.05, 0.2)
+_HEADROOM = tuple(HEADROOM.labels(resource) for resource in ("requests", "input_tokens", "output_tokens"))
 
 
 class Outgoing(msgspec.Struct, frozen=True):
@@ -42,7 +43,7 @@ class Refusal(msgspec.Struct, frozen=True):
     """The provider's answer was a refusal, read whole; its attempt is settled."""
 
     status: int
-    headers: Sequence[tuple[bytes, bytes]]
+    headers: list[tuple[bytes, bytes]]
     body: bytes
     upstream_request_id: str
 
@@ -141,8 +142,8 @@ class Courier:
 
     async def _first_answer(self, connection: UpstreamConnection, attempt: Attempt | None, ticket: Ticket | None) -> Answer | Refusal:
         head = await connection.head()
-        self._note_headroom(head)
-        upstream_id = upstream_request_id(head.headers)
+        _note_headroom(read_headroom(head.headers))
+        upstream_id = _header(head, UPSTREAM_REQUEST_ID)
         if not 200 <= head.status < 300:
             body = await _read_refusal(connection)
             kind, _ = read_fault(head.status, body)
@@ -155,7 +156,7 @@ class Courier:
             )
             _settle(attempt, outcome)
             return Refusal(head.status, head.headers, body, upstream_id)
-        if ticket is None or not head.is_event_stream:
+        if ticket is None or not _header(head, b"content-type").startswith("text/event-stream"):
             return Answer(head, connection, attempt, upstream_id, None, b"")
         stream = StreamMeter(ticket.envelope.model)
         opening = b""
@@ -182,11 +183,18 @@ class Courier:
         headers = [(b"content-type", b"application/json")]
         return Refusal(status_of_error(kind), headers, error_body, upstream_id)
 
-    def _note_headroom(self, head: ResponseHead) -> None:
-        headroom = read_headroom(head.headers)
-        if headroom is not None:
-            for resource, remaining in headroom.remaining():
-                HEADROOM.labels(resource).set(remaining)
+
+def _header(head: ResponseHead, wanted: bytes) -> str:
+    for name, value in head.headers:
+        if name == wanted:
+            return value[:200].decode("latin-1")
+    return ""
+
+
+def _note_headroom(headroom: Headroom) -> None:
+    for gauge, room in zip(_HEADROOM, (headroom.requests, headroom.input_tokens, headroom.output_tokens), strict=True):
+        if room.remaining is not None:
+            gauge.set(room.remaining)
 
 
 async def _read_refusal(connection: UpstreamConnection) -> bytes:

@@ -7,8 +7,6 @@ never made to look complete.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from tokenweir.errors import UpstreamError
 from tokenweir.gateway.delivery import Answer, Refusal
 from tokenweir.gateway.passage import Passage
@@ -45,7 +43,7 @@ class Relay:
         await exchange.start(answer.head.status, _headers(answer.head.headers, answer.upstream_request_id))
         settled = False
         chunk, last = answer.opening, b""
-        over = meter.over
+        over = meter.final
         try:
             while chunk:
                 if over and not settled:
@@ -127,7 +125,7 @@ async def _end_broken_stream(passage: Passage, last: bytes, error: UpstreamError
         exchange.cut()
 
 
-def _headers(headers: Sequence[tuple[bytes, bytes]], upstream_id: str) -> list[tuple[bytes, bytes]]:
+def _headers(headers: list[tuple[bytes, bytes]], upstream_id: str) -> list[tuple[bytes, bytes]]:
     forwarded = forward_response_headers(headers)
     if upstream_id:
         forwarded.append((b"x-tokenweir-upstream-request-id", upstream_id.encode("latin-1")))

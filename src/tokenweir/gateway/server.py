@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from uvicorn import Config, Server
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from tokenweir.settings import GatewaySettings
 from tokenweir.telemetry import log
@@ -68,7 +68,7 @@ class Connection(HttpToolsProtocol):
                 self._head_since = self.loop.time()
             partial = self._head_bytes
             super().data_received(data)
-            if self._in_head and self._refusal is None:
+            if self._head_unfinished():
                 self._head_bytes = max(self._head_bytes, partial + len(data))
                 if self._head_bytes > self.bounds.header_bytes_max:
                     self._refuse_head(431, f"the request head is larger than {self.bounds.header_bytes_max} bytes")
@@ -108,7 +108,7 @@ class Connection(HttpToolsProtocol):
             raise Refused
         self._in_head = False
         self._head_since = None
-        self.scope[CONNECTION] = self  # type: ignore[typeddict-unknown-key]
+        self.scope[CONNECTION] = self  # type: ignore[literal-required]
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -123,7 +123,7 @@ class Connection(HttpToolsProtocol):
         status, kind, message = self._refusal or (400, "invalid_request_error", "this is not a valid HTTP/1.1 request")
         self._refusal = (status, kind, message)
         log(logging.INFO, "refused_connection", reason=message)
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self._answering():
             # An answer is under way on this connection: a second one would be read as its continuation.
             self.transport.abort()
             return
@@ -164,6 +164,13 @@ class Connection(HttpToolsProtocol):
                 self._refuse_head(408, "the request head did not arrive in time")
             else:
                 self.transport.close()
+
+    def _head_unfinished(self) -> bool:
+        return self._in_head and self._refusal is None
+
+    def _answering(self) -> bool:
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is not None and not cycle.response_complete
 
     def _refuse_head(self, status: int, message: str) -> None:
         self._refusal = (status, "invalid_request_error", message)

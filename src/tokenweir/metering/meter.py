@@ -15,6 +15,7 @@ from typing import Protocol
 import msgspec
 
 from tokenweir.ledger.entries import FLAG_UNPRICED, Intent, Settlement
+from tokenweir.money import Nanos
 from tokenweir.periods import Micros
 from tokenweir.ports import Clock
 from tokenweir.pricing.rate_card import ModelFacts, RateCard
@@ -101,9 +102,7 @@ class Meter:
             model_requested=envelope.model,
             stream=envelope.stream,
             ceiling=ticket.ceiling,
-            ceiling_nanos=ceiling_cost(
-                self._card, envelope.model, ticket.ceiling, at_us=now, speed=envelope.speed, inference_geo=envelope.inference_geo
-            ),
+            ceiling_nanos=self._ceiling_nanos(envelope, ticket.ceiling, now),
             card_version=self._card.version,
             session_id=ticket.attribution.session_id,
             agent_id=ticket.attribution.agent_id,
@@ -114,6 +113,13 @@ class Meter:
         )
         self._journal.append_intent(intent)
         return intent
+
+    def _ceiling_nanos(self, envelope: Envelope, ceiling: Usage, now_us: Micros) -> Nanos:
+        """The cost of the ceiling at the dearest model that may run a part of it."""
+        cost = ceiling_cost(self._card, envelope.model, ceiling, at_us=now_us, speed=envelope.speed, inference_geo=envelope.inference_geo)
+        for model in envelope.other_models:
+            cost = max(cost, ceiling_cost(self._card, model, ceiling, at_us=now_us, speed=envelope.speed, inference_geo=envelope.inference_geo))
+        return cost
 
     def settle(self, intent: Intent, outcome: Outcome) -> Settlement:
         """Journal how the attempt ended. The caller guarantees that it does so once."""
@@ -146,9 +152,7 @@ class Ticket:
 
     __slots__ = ("_current", "_meter", "attempts", "attribution", "ceiling", "envelope", "principal", "request_id")
 
-    def __init__(
-        self, meter: Meter, principal: Principal, envelope: Envelope, attribution: Attribution, ceiling: Usage, request_id: str
-    ) -> None:
+    def __init__(self, meter: Meter, principal: Principal, envelope: Envelope, attribution: Attribution, ceiling: Usage, request_id: str) -> None:
         self._meter = meter
         self._current: Attempt | None = None
         self.principal = principal
@@ -207,7 +211,7 @@ def conclude(card: RateCard, intent: Intent, outcome: Outcome, *, now_us: Micros
             flags=flags,
             raw_usage=reading.raw_usage,
         )
-    refused = outcome.refused
+    refused = outcome.refused or (reading is not None and reading.certainty is Certainty.NONE)
     unpriced = not refused and card.resolve(intent.model_requested) is None
     return Settlement(
         attempt_id=intent.attempt_id,
@@ -218,7 +222,7 @@ def conclude(card: RateCard, intent: Intent, outcome: Outcome, *, now_us: Micros
         cost_nanos=0 if refused else intent.ceiling_nanos,
         model=intent.model_requested,
         upstream_request_id=outcome.upstream_request_id,
-        error_type=outcome.error_type,
+        error_type=outcome.error_type or (reading.error_type if reading is not None else ""),
         cut=outcome.cut,
         first_byte_us=outcome.first_byte_us,
         flags=(FLAG_UNPRICED,) if unpriced else (),

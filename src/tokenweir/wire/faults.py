@@ -171,6 +171,11 @@ def _word(value: object) -> str:
     return value if isinstance(value, str) and _CODE.fullmatch(value) is not None else ""
 
 
+def status_of_error(error_type: str) -> int:
+    """The status that the provider answers with for a type of error; 500 for one it does not document."""
+    return _STATUSES.get(error_type, 500)
+
+
 _RETRIED = frozenset({502, 503, 529})
 _SPEND_LIMITS = ("spend_limit", "billing", "organization_on_hold")
 _BACKOFF_MS = 200
@@ -194,7 +199,7 @@ def decide_retry(
     """
     error_type, code = read_fault(status, body)
     if status < 400:
-        status = _STATUSES.get(error_type, 500)
+        status = status_of_error(error_type)
     if attempt_no >= attempts_max or any(name == b"x-should-retry" and value.strip().lower() == b"false" for name, value in headers):
         return None
     if error_type == "billing_error" or any(word in code for word in _SPEND_LIMITS):
