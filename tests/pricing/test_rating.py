@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from decimal import Decimal
 from fractions import Fraction
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from tokenweir.money import round_nanos
 from tokenweir.periods import parse_instant
+from tokenweir.pricing.rate_card import parse_rate_card
 from tokenweir.pricing.rating import ceiling_cost, cost_nanos, rate
 from tokenweir.usage import Metered, Segment, Usage
 
@@ -126,21 +128,25 @@ def test_huge_counts_stay_exact(card):
     assert usd(charge.nanos) == Decimal(10**6) * Decimal("4.675") * Decimal("0.55")
 
 
-@pytest.mark.parametrize(
-    ("prompt", "dollars"),
-    [(99_999, "0.0099999"), (100_000, "0.01"), (100_001, "0.0500005")],
-)
-def test_past_the_step_all_tokens_of_the_prompt_are_dearer(card, prompt, dollars):
-    for split in (Usage(uncached_input=prompt), Usage(uncached_input=1, cache_read=prompt - 1)):
-        charge = rate(card, metered("claude-haiku-5-5", split), at_us=NOW)
-        if split.cache_read == 0:
-            assert usd(charge.nanos) == Decimal(dollars)
-        else:
-            assert (
-                usd(charge.nanos)
-                == (prompt - 1) * (Decimal("0.05") if prompt > 100_000 else Decimal("0.01")) / 10**6
-                + (Decimal("0.5") if prompt > 100_000 else Decimal("0.1")) / 10**6
-            )
+@pytest.mark.parametrize(("prompt", "fresh", "read"), [(99_999, "0.1", "0.01"), (100_000, "0.1", "0.01"), (100_001, "0.5", "0.05")])
+def test_past_the_step_all_tokens_of_the_prompt_are_dearer(card, prompt, fresh, read):
+    for cached in (0, 1, prompt - 1, prompt):
+        one = metered("claude-haiku-5-5", Usage(uncached_input=prompt - cached, cache_read=cached))
+        expected = ((prompt - cached) * Decimal(fresh) + cached * Decimal(read)) / 10**6
+        assert usd(rate(card, one, at_us=NOW).nanos) == usd(cost_nanos(card, one, at_us=NOW)[0]) == expected
+
+
+def test_a_ceiling_takes_the_dearer_side_class_by_class_even_if_fast_or_long_is_cheaper(card_text):
+    content = json.loads(card_text)
+    opus = next(m for m in content["models"] if m["id"] == "claude-opus-5")
+    opus["fast"][0]["usd_per_mtok"]["cache_read"] = "0.01"
+    haiku = next(m for m in content["models"] if m["id"] == "claude-haiku-5-5")
+    haiku["rates"][0]["long_prompt"]["usd_per_mtok"]["output"] = "0.01"
+    card = parse_rate_card(json.dumps(content))
+    bound = ceiling_cost(card, "claude-opus-5", Usage(cache_read=1000, output=1000), at_us=NOW, speed="fast", inference_geo="global")
+    assert usd(bound) == Decimal("0.0005") + Decimal("0.05")
+    bound = ceiling_cost(card, "claude-haiku-5-5", Usage(uncached_input=100_001, output=10**6), at_us=NOW, inference_geo="global")
+    assert usd(bound) == Decimal("0.0500005") + Decimal("0.5")
 
 
 def test_the_step_looks_at_each_segment_and_not_at_their_sum(card):
