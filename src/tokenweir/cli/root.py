@@ -32,3 +32,4 @@ def root(version: Annotated[bool, typer.Option("--version", callback=_version, i
 # Each command registers itself with `app` when its module is imported.
 from tokenweir.cli import price as _price  # noqa: E402, F401
 from tokenweir.cli import serve as _serve  # noqa: E402, F401
+from tokenweir.cli import simulate as _simulate  # noqa: E402, F401

@@ -1,0 +1,171 @@
+"""Delivery: sends a composed answer, at the pace and with the faults that were asked for, and knows at every moment what has been generated.
+
+The journal's line of a complete answer is written just before its last bytes are released, so that whoever has read an answer to its end finds its line.
+An answer that is broken off bills its input and the output generated until then: events handed to the connection, the one that was cut included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from tokenweir.simulator.composition import Answer, Tally
+from tokenweir.simulator.connection import Cut, Exchange, Headers
+from tokenweir.simulator.directives import NEVER, Directives
+from tokenweir.simulator.refusals import envelope, named
+from tokenweir.simulator.scenario import Pace
+from tokenweir.simulator.stream import PING, Frame, frames, message_object, tally_of
+
+_BATCH_BYTES = 32 * 1024
+JSON = (b"content-type", b"application/json")
+EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
+_NO_CACHE = (b"cache-control", b"no-cache")
+
+
+class Delivery:
+    """The sending of one answer."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        answer: Answer,
+        wanted: Directives,
+        pace: Pace,
+        *,
+        began: Callable[[], None],
+        closing: Callable[[str, Tally | None, int], None],
+    ) -> None:
+        """`began` is called when the answer begins; `closing` just before its last bytes, with the outcome, what is billed, and how many bytes those are."""
+        self._exchange = exchange
+        self._answer = answer
+        self._wanted = wanted
+        self._event_tokens = pace.event_tokens
+        self._ping_ms = pace.ping_ms
+        self._ttfb_ms = pace.ttfb_ms if wanted.ttfb is None else wanted.ttfb
+        self._event_ms = pace.event_ms if wanted.pace is None else wanted.pace
+        self._began = began
+        self._closing = closing
+        self._sent: list[Frame] = []
+        self._json_tally: Tally | None = None
+
+    def tally(self) -> Tally:
+        """What has been generated so far."""
+        return self._json_tally or tally_of(self._answer, self._sent)
+
+    async def send(self, headers: Headers, *, stream: bool) -> None:
+        """Send it all; raises Ended if it comes to that."""
+        wanted, exchange = self._wanted, self._exchange
+        exchange.plan_faults(cut_at=wanted.cut, cut_by=wanted.cut_by, chunk=wanted.chunk)
+        if wanted.interim:
+            await exchange.interim(wanted.interim)
+        await exchange.pause(wanted.stall_head)
+        await exchange.pause(self._ttfb_ms)
+        if wanted.cut_head:
+            await exchange.cut(wanted.cut_by)
+        self._began()
+        if stream:
+            await self._send_events(headers)
+        else:
+            await self._send_json(headers)
+
+    async def _send_json(self, headers: Headers) -> None:
+        wanted, exchange = self._wanted, self._exchange
+        if self._event_ms:
+            # Nothing is seen of a message before it is whole, but it is generated event by event all the same.
+            for frame in frames(self._answer, wanted, event_tokens=self._event_tokens):
+                await exchange.pause(self._event_ms)
+                self._sent.append(frame)
+        body = msgspec.json.encode(message_object(self._answer, wanted))
+        self._json_tally = Tally(self._answer).add_all()
+        spoilt = wanted.truncate is not None or wanted.content_length != 0
+        if wanted.truncate is not None:
+            body = body[: wanted.truncate]
+        length = max(0, len(body) + wanted.content_length)
+        close = wanted.content_length != 0
+        await exchange.start(200, [JSON, *headers], length=length, slow_ms=wanted.slow_head, close=close)
+        if wanted.stall:
+            await exchange.write(body[: len(body) // 2])
+            await exchange.pause(wanted.stall)
+            body = body[len(body) // 2 :]
+        if wanted.cut == NEVER or wanted.cut > exchange.body_sent + len(body):
+            await exchange.ready()
+            self._closing("mangled" if spoilt else "complete", self._json_tally, len(body))
+        await exchange.write(body)
+        exchange.finish(trailing=wanted.trailing)
+
+    async def _send_events(self, headers: Headers) -> None:
+        wanted, exchange = self._wanted, self._exchange
+        await exchange.start(200, [EVENTS, _NO_CACHE, *headers], length=None, slow_ms=wanted.slow_head)
+        rows = frames(self._answer, wanted, event_tokens=self._event_tokens)
+        if wanted.truncate is not None:
+            await self._send_truncated(rows, wanted.truncate)
+            return
+        singly = bool(self._event_ms or wanted.stall or wanted.chunk or wanted.cut != NEVER or wanted.error_after != NEVER)
+        at = 0
+        while at < len(rows):
+            if at == wanted.error_after:
+                await self._send_error(began=at > 0)
+                return
+            if wanted.stall and at == wanted.stall_after:
+                await exchange.pause(wanted.stall)
+            if self._event_ms and at:
+                await self._wait_an_event()
+            upto = at + 1 if singly else _batch_end(rows, at)
+            await self._send_rows(rows[at:upto], last=upto == len(rows))
+            at = upto
+        exchange.finish(trailing=wanted.trailing)
+
+    async def _send_rows(self, rows: list[Frame], *, last: bool) -> None:
+        """Write some events. Those that were released count as generated, the one in which the connection was cut too."""
+        wanted, exchange = self._wanted, self._exchange
+        piece = rows[0].raw if len(rows) == 1 else b"".join([frame.raw for frame in rows])
+        if last and (wanted.cut == NEVER or wanted.cut > exchange.body_sent + len(piece)):
+            await exchange.ready()
+            self._sent += rows
+            self._closing("complete", self.tally(), len(piece))
+            await exchange.write(piece)
+            return
+        try:
+            await exchange.write(piece)
+        except Cut:
+            self._sent += rows
+            raise
+        self._sent += rows
+
+    async def _wait_an_event(self) -> None:
+        """The pace between two events; a ping whenever the silence grows long."""
+        left = self._event_ms
+        while left > self._ping_ms:
+            await self._exchange.pause(self._ping_ms)
+            await self._exchange.write(PING)
+            left -= self._ping_ms
+        await self._exchange.pause(left)
+
+    async def _send_error(self, *, began: bool) -> None:
+        """An error event inside a 200, then a clean end. In the place of the first event nothing was generated, and nothing is billed."""
+        refusal = named(self._wanted.error)
+        raw = msgspec.json.encode(envelope(refusal.kind, self._wanted.message or refusal.message))
+        event = b"event: error\ndata: %s\n\n" % raw
+        await self._exchange.ready()
+        self._closing("error_in_stream", self.tally() if began else None, len(event))
+        await self._exchange.write(event)
+        self._exchange.finish()
+
+    async def _send_truncated(self, rows: list[Frame], size: int) -> None:
+        """Only the first bytes of the stream, and then a clean end, as if that were all."""
+        body = b"".join([frame.raw for frame in rows])[:size]
+        self._sent = rows
+        await self._exchange.ready()
+        self._closing("mangled", self.tally(), len(body))
+        await self._exchange.write(body)
+        self._exchange.finish()
+
+
+def _batch_end(rows: list[Frame], start: int) -> int:
+    """Up to where events go out in one write."""
+    size, at = 0, start
+    while at < len(rows) and size < _BATCH_BYTES:
+        size += len(rows[at].raw)
+        at += 1
+    return at
