@@ -7,11 +7,14 @@ from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
-from tokenweir.errors import RateCardInvalid
+from sqlalchemy import Engine
+
+from tokenweir.errors import RateCardInvalid, SettingsInvalid
 from tokenweir.periods import Micros
 from tokenweir.ports import SealedCredential
 from tokenweir.pricing.rate_card import RateCard, parse_rate_card
 from tokenweir.settings import Settings
+from tokenweir.storage import engine as database
 from tokenweir.storage.secrets import PEPPER_FILE, SEAL_FILE, FileVault, configured_key, header_safe, open_vault, read_private, secrets_dir
 
 
@@ -94,3 +97,37 @@ def upstream_key(settings: Settings, credential: SealedCredential | None) -> str
 def check_secret_file(path: Path) -> None:
     """Raise SecretExposed or CredentialUnusable unless the file holds a key that could be sent, and others cannot read it."""
     header_safe(read_private(path))
+
+
+def prepare_data_dir(settings: Settings) -> Path:
+    """Make the data directory, for the owner only, with its journal directory; returns it.
+
+    One that is there already is closed to others if it is empty or holds our database; a directory that serves something else as well keeps its
+    mode, and what we put into it is private by itself.
+    """
+    data_dir = settings.data_dir
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        names = {path.name for path in data_dir.iterdir()}
+        ours = not names or database.DATABASE_FILE in names
+        if ours and data_dir.stat().st_mode & 0o077:
+            data_dir.chmod(0o700)
+        journal_dir(settings).mkdir(exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise SettingsInvalid(f"the data directory {data_dir} cannot be used: {error.strerror}") from error
+    return data_dir
+
+
+def journal_dir(settings: Settings) -> Path:
+    """Where the gateways of this data directory write their journals."""
+    return settings.data_dir / "journal"
+
+
+def open_engine(settings: Settings, *, create: bool = False, upgrade: bool = False) -> Engine:
+    """The database, with exactly the schema of this version; see `storage.engine.require_schema` for who may create or upgrade it."""
+    url = settings.database_url
+    engine = database.connect(settings.data_dir, None if url is None else url.get_secret_value())
+    if create:
+        prepare_data_dir(settings)
+    database.require_schema(engine, create=create, upgrade=upgrade)
+    return engine

@@ -1,0 +1,221 @@
+"""The tables: directory, audit, entries, rollups, checkpoints. One definition for SQLite and PostgreSQL.
+
+The rule it protects: what is written here is what the migrations build, and a test compares the two. Instants are microseconds, money is
+nano-USD, both in 64-bit columns. Entries have no foreign keys into the directory: a deleted key must not take its history along, and bookkeeping must never fail for want of a name.
+Change with it: a new file in `migrations/versions`, `ledger/entries.py`, `storage/ledger.py`, `storage/directory.py`.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, PrimaryKeyConstraint, SmallInteger, Table, Text, text
+
+METADATA = MetaData()
+
+
+def _text(name: str, *, default: bool = False) -> Column[str]:
+    return Column(name, Text, nullable=False, server_default="") if default else Column(name, Text, nullable=False)
+
+
+def _big(name: str, *, nullable: bool = False) -> Column[int]:
+    return Column(name, BigInteger, nullable=nullable)
+
+
+# The directory. `revision` is the value of directory_revision at the last change of the row: `changes_since` reads only what is newer.
+
+ORGANIZATIONS = Table(
+    "organizations",
+    METADATA,
+    Column("organization_id", Text, primary_key=True),
+    _text("name"),
+    _big("created_at_us"),
+    Index("organizations_name", "name", unique=True),
+)
+
+TEAMS = Table(
+    "teams",
+    METADATA,
+    Column("team_id", Text, primary_key=True),
+    _text("organization_id"),
+    _text("name"),
+    _big("created_at_us"),
+    Index("teams_name", "organization_id", "name", unique=True),
+)
+
+KEYS = Table(
+    "keys",
+    METADATA,
+    Column("key_id", Text, primary_key=True),
+    _text("organization_id"),
+    _text("team_id"),
+    _text("name"),
+    _text("owner", default=True),
+    Column("tags", Text, nullable=False, server_default="[]", comment="JSON array of strings"),
+    Column("policy", Text, nullable=False, server_default="{}", comment="JSON of policies.Policy"),
+    _big("created_at_us"),
+    _big("revoked_at_us", nullable=True),
+    _big("revision"),
+    Index("keys_revision", "revision"),
+    Index(
+        "keys_live_name",
+        "team_id",
+        "name",
+        unique=True,
+        sqlite_where=text("revoked_at_us IS NULL"),
+        postgresql_where=text("revoked_at_us IS NULL"),
+    ),
+)
+
+KEY_SECRETS = Table(
+    "key_secrets",
+    METADATA,
+    Column("digest", LargeBinary, primary_key=True),
+    _text("key_id"),
+    _big("created_at_us"),
+    _big("expires_at_us", nullable=True),
+    _big("removed_at_us", nullable=True),
+    _big("revision"),
+    Index("key_secrets_key", "key_id"),
+    Index("key_secrets_revision", "revision"),
+)
+
+CREDENTIALS = Table(
+    "credentials",
+    METADATA,
+    Column("credential_id", Text, primary_key=True),
+    _text("organization_id"),
+    _text("team_id", default=True),
+    _text("source"),
+    _text("base_url"),
+    Column("sealed", LargeBinary, nullable=False),
+    _big("created_at_us"),
+    _big("revision"),
+    Index("credentials_scope", "organization_id", "team_id", unique=True),
+)
+
+DIRECTORY_REVISION = Table(
+    "directory_revision",
+    METADATA,
+    Column("one", SmallInteger, primary_key=True, comment="always 1: the table has one row", autoincrement=False),
+    _big("revision"),
+)
+
+AUDIT = Table(
+    "audit",
+    METADATA,
+    Column("audit_id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    _big("at_us"),
+    _text("actor"),
+    _text("action"),
+    _text("subject"),
+    _text("before", default=True),
+    _text("after", default=True),
+)
+
+# The ledger. Rows of `entries` are inserted and never changed.
+
+ENTRIES = Table(
+    "entries",
+    METADATA,
+    Column("entry_id", Text, primary_key=True),
+    _text("attempt_id"),
+    _text("kind"),
+    _big("started_at_us"),
+    _big("ended_at_us"),
+    _text("request_id"),
+    _text("upstream_request_id", default=True),
+    _text("message_id", default=True),
+    _text("organization_id"),
+    _text("team_id"),
+    _text("key_id"),
+    _text("model_requested"),
+    _text("model"),
+    Column("stream", SmallInteger, nullable=False),
+    Column("status", Integer, nullable=False, comment="HTTP status of the provider's answer; 0 if none came"),
+    _text("certainty"),
+    _big("uncached_input"),
+    _big("cache_write_5m"),
+    _big("cache_write_1h"),
+    _big("cache_read"),
+    _big("output"),
+    _big("thinking"),
+    _big("web_searches"),
+    _big("web_fetches"),
+    _big("code_executions"),
+    _big("cost_nanos"),
+    _big("ceiling_nanos"),
+    _text("card_version"),
+    _text("service_tier", default=True),
+    _text("speed", default=True),
+    _text("inference_geo", default=True),
+    _text("stop_reason", default=True),
+    _text("error_type", default=True),
+    _text("cut", default=True),
+    _big("first_byte_us"),
+    Column("attempt_no", Integer, nullable=False),
+    Column("client_retry", Integer, nullable=False),
+    _text("session_id", default=True),
+    _text("agent_id", default=True),
+    _text("parent_agent_id", default=True),
+    _text("client", default=True),
+    Column("tags", Text, nullable=False, server_default="[]", comment="JSON array of strings"),
+    Column("flags", Text, nullable=False, server_default="[]", comment="JSON array of strings"),
+    Column("raw_usage", LargeBinary, nullable=False),
+    _text("source"),
+    _text("reason", default=True),
+    Index("entries_started", "started_at_us"),
+    Index("entries_adjusted", "attempt_id", sqlite_where=text("kind = 'adjustment'"), postgresql_where=text("kind = 'adjustment'")),
+    Index("entries_flagged", "entry_id", sqlite_where=text("flags <> '[]'"), postgresql_where=text("flags <> '[]'")),
+)
+
+DIMS = Table(
+    "dims",
+    METADATA,
+    Column("dims_id", BigInteger, primary_key=True, autoincrement=False, comment="derived from the other columns by ledger/rollups.py"),
+    _text("organization_id"),
+    _text("team_id"),
+    _text("key_id"),
+    _text("model"),
+    _text("service_tier"),
+    _text("speed"),
+    _text("inference_geo"),
+    _text("certainty"),
+    Column("unpriced", SmallInteger, nullable=False),
+    _text("kind"),
+    _text("source"),
+)
+
+
+def _rollup(name: str) -> Table:
+    return Table(
+        name,
+        METADATA,
+        _big("bucket_us"),
+        _big("dims_id"),
+        _big("requests"),
+        _big("errors"),
+        _big("uncached_input"),
+        _big("cache_write_5m"),
+        _big("cache_write_1h"),
+        _big("cache_read"),
+        _big("output"),
+        _big("thinking"),
+        _big("web_searches"),
+        _big("cost_nanos"),
+        PrimaryKeyConstraint("bucket_us", "dims_id", name=f"{name}_pkey"),
+        sqlite_with_rowid=False,
+    )
+
+
+ROLLUP_15M = _rollup("rollup_15m")
+ROLLUP_DAY = _rollup("rollup_day")
+
+JOURNAL_CHECKPOINTS = Table(
+    "journal_checkpoints",
+    METADATA,
+    Column("writer", Text, primary_key=True),
+    _big("segment"),
+    _big("byte_offset"),
+)
+
+META = Table("meta", METADATA, Column("name", Text, primary_key=True), _text("value"))
+"""`created_by` and `upgraded_by`: versions of Tokenweir, for the sentence that an older one prints. The schema's own revision is Alembic's."""
