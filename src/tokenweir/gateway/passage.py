@@ -7,7 +7,7 @@ reader, to learn the exact bill) or by the shutdown of the gateway. Whoever wait
 from __future__ import annotations
 
 import asyncio
-from typing import Literal
+from typing import Literal, Self
 
 from tokenweir.gateway.exchange import Exchange
 from tokenweir.gateway.upstream import UpstreamConnection
@@ -66,7 +66,7 @@ class Passage:
         self.exchange = exchange
         self.ended_by: EndedBy = ""
 
-    def __enter__(self) -> Passage:
+    def __enter__(self) -> Self:
         self._all.add(self)
         self.exchange.when_gone(self.client_left)
         return self
