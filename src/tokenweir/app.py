@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from functools import lru_cache
 from importlib import resources
@@ -15,6 +16,8 @@ from tokenweir.ports import SealedCredential
 from tokenweir.pricing.rate_card import RateCard, parse_rate_card
 from tokenweir.settings import Settings
 from tokenweir.storage import engine as database
+from tokenweir.storage.directory import SqlDirectory
+from tokenweir.storage.engine import connect, exists, problems, require_schema
 from tokenweir.storage.secrets import PEPPER_FILE, SEAL_FILE, FileVault, configured_key, header_safe, open_vault, read_private, secrets_dir
 
 
@@ -75,6 +78,35 @@ def _read_rate_card(card_file: Path | None) -> RateCard:
         return parse_rate_card(text)
     except RateCardInvalid as error:
         raise RateCardInvalid(f"{card_file}: {error.message}") from error
+
+
+def open_directory(settings: Settings) -> SqlDirectory:
+    """The directory of keys; an empty database is made where there is none. Raises StoreUnavailable, SchemaTooOld, SchemaTooNew."""
+    engine = _engine(settings)
+    try:
+        require_schema(engine, create=True)
+    except BaseException:
+        engine.dispose()
+        raise
+    return SqlDirectory(engine, SystemClock().now_us)
+
+
+def examine_database(settings: Settings) -> list[str] | None:
+    """What is wrong with the database, and None if there is none yet; makes nothing and changes nothing."""
+    engine = _engine(settings)
+    try:
+        if not exists(engine):
+            return None
+        require_schema(engine)
+        return problems(engine)
+    except TokenweirError as error:
+        return [error.message]
+    finally:
+        engine.dispose()
+
+
+def _engine(settings: Settings) -> Engine:
+    return connect(settings.data_dir, settings.database_url.get_secret_value() if settings.database_url else None)
 
 
 def open_secrets(settings: Settings) -> FileVault:

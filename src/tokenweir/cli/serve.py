@@ -31,7 +31,7 @@ def serve(
     listen_fd: Annotated[int | None, typer.Option("--listen-fd", hidden=True)] = None,
 ) -> None:
     """Serve the gateway and book what it meters. Starts from an empty folder; prints one JSON line when ready; ends in order on SIGTERM."""
-    from tokenweir import app as wiring
+    from tokenweir import processes
     from tokenweir.settings import load_settings
 
     overrides: dict[str, object] = {"data_dir": data_dir} if data_dir is not None else {}
@@ -42,11 +42,11 @@ def serve(
     settings = load_settings(config, **overrides)
     match role:
         case ServeRole.GATEWAY:
-            code = wiring.run_gateway(settings, announce=print_json, listen_fd=listen_fd)
+            code = processes.run_gateway(settings, announce=print_json, listen_fd=listen_fd)
         case ServeRole.WORKER:
-            code = wiring.run_worker(settings, announce=print_json)
+            code = processes.run_worker(settings, announce=print_json)
         case ServeRole.ALL:
-            code = wiring.run_everything(settings, config_arguments=_repeated(config, data_dir), announce=print_json)
+            code = processes.run_everything(settings, config_arguments=_repeated(config, data_dir), announce=print_json)
     if code:
         fail("ended out of order; the log above says why", code=code)
 

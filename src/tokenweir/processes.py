@@ -1,0 +1,163 @@
+"""Assembles the processes of Tokenweir from their parts: the gateway, and everything together under the supervisor.
+
+It opens, wires, announces, and closes in order. What stores there are is known to `app.py` only; this module asks it for them. Change together with
+`supervisor.py` and `cli/serve.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import uvloop
+from uvicorn import Config
+
+from tokenweir import app
+from tokenweir.gateway.asgi import Gateway
+from tokenweir.gateway.authentication import Authenticator
+from tokenweir.gateway.delivery import Courier
+from tokenweir.gateway.messages import Messages
+from tokenweir.gateway.passage import Passages
+from tokenweir.gateway.relay import Relay
+from tokenweir.gateway.server import Connection, GatewayServer
+from tokenweir.gateway.upstream import UpstreamClient
+from tokenweir.metering.journal import JournalWriter
+from tokenweir.metering.meter import Meter
+from tokenweir.policies import parse_network
+from tokenweir.settings import Settings
+from tokenweir.supervisor import end_with_supervisor, listen, supervise
+from tokenweir.telemetry import log, start_logging
+
+Announce = Callable[[dict[str, Any]], None]
+
+EXIT_FENCED = 70
+"""The gateway ended itself because its journal could not be made durable."""
+
+
+def run_everything(settings: Settings, *, config_arguments: Sequence[str], announce: Announce) -> int:
+    """The supervisor with gateway and worker, from an empty folder if need be; returns the exit code."""
+    start_logging(settings.log_level)
+    app.prepare_data_dir(settings)
+    app.open_engine(settings, create=True, upgrade=True).dispose()
+    app.open_secrets(settings)
+    app.open_rate_card(settings)
+    listener = listen(settings.gateway.host, settings.gateway.port)
+    return asyncio.run(
+        supervise(
+            listener=listener,
+            config_arguments=config_arguments,
+            gateway_stop_timeout_s=settings.gateway.shutdown_timeout_ms / 1000 + 10,
+            announce=announce,
+        )
+    )
+
+
+def run_gateway(settings: Settings, *, announce: Announce, listen_fd: int | None = None) -> int:
+    """One gateway process; returns the exit code."""
+    start_logging(settings.log_level)
+    if listen_fd is None:
+        app.prepare_data_dir(settings)
+        listener = listen(settings.gateway.host, settings.gateway.port)
+    else:
+        listener = socket.socket(fileno=listen_fd)
+        end_with_supervisor()
+    return uvloop.run(_serve(settings, listener, announce))
+
+
+async def _serve(settings: Settings, listener: socket.socket, announce: Announce) -> int:
+    clock, mint = app.SystemClock(), app.IdMint()
+    card = app.open_rate_card(settings)
+    engine = app.open_engine(settings, create=True, upgrade=True)
+    authenticator = Authenticator(app.open_directory(settings), app.open_secrets(settings), clock)
+    journal = JournalWriter(app.journal_dir(settings), settings.journal, writer=mint(clock.now_us()), on_broken=_fence)
+    upstream = UpstreamClient(settings.upstream, environment=os.environ, clock=clock)
+    passages = Passages(settings.gateway)
+    strict = settings.journal.durability == "strict"
+
+    def mint_request_id() -> str:
+        return f"req_tw_{mint(clock.now_us())}"
+
+    gateway = Gateway(
+        messages=Messages(
+            authenticator=authenticator,
+            meter=Meter(journal=journal, card=card, clock=clock, mint=mint),
+            card=card,
+            courier=Courier(upstream=upstream, journal=journal, settings=settings.upstream, clock=clock, strict=strict),
+            relay=Relay(journal=journal, strict=strict),
+            passages=passages,
+            body_bytes_max=settings.gateway.body_bytes_max,
+        ),
+        passages=passages,
+        mint_request_id=mint_request_id,
+        ready=lambda: None if authenticator.ready and journal.broken is None else "starting",
+        trusted_proxies=tuple(map(parse_network, settings.gateway.trusted_proxies)),
+        connections_max=settings.gateway.connections_max,
+    )
+    server = _make_server(settings, gateway, passages, mint_request_id)
+    try:
+        await authenticator.load()
+        await upstream.start()
+        async with asyncio.TaskGroup() as tasks:
+            following = tasks.create_task(authenticator.follow())
+            announcing = tasks.create_task(_announce_when_listening(server, listener, announce))
+            try:
+                await server.serve(sockets=[listener])
+            finally:
+                following.cancel()
+                announcing.cancel()
+    finally:
+        await upstream.close()
+        authenticator.close()
+        journal.close()
+        engine.dispose()
+        log(logging.INFO, "stopped", role="gateway")
+    return 0
+
+
+def _make_server(settings: Settings, gateway: Gateway, passages: Passages, mint_request_id: Callable[[], str]) -> GatewayServer:
+    Connection.bounds = settings.gateway
+    Connection.mint_request_id = staticmethod(mint_request_id)
+
+    def stopping() -> None:
+        gateway.stopping = True
+        log(logging.INFO, "shutting_down", role="gateway", open_requests=len(passages))
+
+    server = GatewayServer(
+        Config(
+            gateway,
+            http=Connection,
+            loop="none",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=max(1, settings.gateway.keep_alive_timeout_ms // 1000),
+            backlog=2048,
+        ),
+        on_stopping=stopping,
+        end_streams=passages.end_all,
+        grace_ms=settings.gateway.shutdown_timeout_ms,
+    )
+    gateway.connections = lambda: len(server.server_state.connections)
+    return server
+
+
+async def _announce_when_listening(server: GatewayServer, listener: socket.socket, announce: Announce) -> None:
+    while not server.started:
+        await asyncio.sleep(0.005)
+    host, port = listener.getsockname()[:2]
+    announce({"ready": True, "role": "gateway", "gateway": f"http://{f'[{host}]' if ':' in host else host}:{port}", "pid": os.getpid()})
+
+
+def _fence(detail: str) -> None:
+    """The journal is broken: nothing may be acknowledged any more, so this process ends at once. Called from any thread."""
+    with contextlib.suppress(Exception):
+        sys.stderr.flush()
+    os._exit(EXIT_FENCED)
