@@ -10,14 +10,13 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from tokenweir.errors import RateCardInvalid, SettingsInvalid
+from tokenweir.errors import RateCardInvalid, SettingsInvalid, TokenweirError
 from tokenweir.periods import Micros
 from tokenweir.ports import SealedCredential
 from tokenweir.pricing.rate_card import RateCard, parse_rate_card
 from tokenweir.settings import Settings
 from tokenweir.storage import engine as database
 from tokenweir.storage.directory import SqlDirectory
-from tokenweir.storage.engine import connect, exists, problems, require_schema
 from tokenweir.storage.secrets import PEPPER_FILE, SEAL_FILE, FileVault, configured_key, header_safe, open_vault, read_private, secrets_dir
 
 
@@ -82,31 +81,22 @@ def _read_rate_card(card_file: Path | None) -> RateCard:
 
 def open_directory(settings: Settings) -> SqlDirectory:
     """The directory of keys; an empty database is made where there is none. Raises StoreUnavailable, SchemaTooOld, SchemaTooNew."""
-    engine = _engine(settings)
-    try:
-        require_schema(engine, create=True)
-    except BaseException:
-        engine.dispose()
-        raise
-    return SqlDirectory(engine, SystemClock().now_us)
+    return SqlDirectory(open_engine(settings, create=True), SystemClock().now_us)
 
 
 def examine_database(settings: Settings) -> list[str] | None:
     """What is wrong with the database, and None if there is none yet; makes nothing and changes nothing."""
-    engine = _engine(settings)
+    url = settings.database_url
+    engine = database.connect(settings.data_dir, None if url is None else url.get_secret_value())
     try:
-        if not exists(engine):
+        if not database.exists(engine):
             return None
-        require_schema(engine)
-        return problems(engine)
+        database.require_schema(engine)
+        return database.problems(engine)
     except TokenweirError as error:
         return [error.message]
     finally:
         engine.dispose()
-
-
-def _engine(settings: Settings) -> Engine:
-    return connect(settings.data_dir, settings.database_url.get_secret_value() if settings.database_url else None)
 
 
 def open_secrets(settings: Settings) -> FileVault:
@@ -141,7 +131,7 @@ def prepare_data_dir(settings: Settings) -> Path:
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         names = {path.name for path in data_dir.iterdir()}
-        ours = not names or database.DATABASE_FILE in names
+        ours = names <= {"journal", "secrets"} or database.DATABASE_FILE in names
         if ours and data_dir.stat().st_mode & 0o077:
             data_dir.chmod(0o700)
         journal_dir(settings).mkdir(exist_ok=True, mode=0o700)

@@ -101,6 +101,15 @@ def require_schema(engine: Engine, *, create: bool = False, upgrade: bool = Fals
     _migrate(engine, script)
 
 
+def problems(engine: Engine) -> list[str]:
+    """What the database's own check finds; on PostgreSQL, that it answers is all that is asked."""
+    with reading(engine) as connection:
+        if engine.dialect.name != "sqlite":
+            connection.execute(text("SELECT 1"))
+            return []
+        return [str(found) for found in connection.execute(text("PRAGMA quick_check(5)")).scalars() if found != "ok"]
+
+
 def location(engine: Engine) -> str:
     """Where the database is, without any password."""
     return str(engine.url.database) if engine.dialect.name == "sqlite" else engine.url.render_as_string(hide_password=True)

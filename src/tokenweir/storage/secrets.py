@@ -113,7 +113,8 @@ def open_vault(settings: Settings) -> FileVault:
     """The vault of the settings. The two keys are made at first use; raises SecretExposed if others may read a file that holds a secret."""
     directory = secrets_dir(settings)
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise SettingsInvalid(f"cannot create {directory}: {error.strerror}") from error
     if settings.secrets_dir is None and stat.S_IMODE(directory.stat().st_mode) & 0o077:
