@@ -390,10 +390,8 @@ class Wire(asyncio.Protocol):
 
     def _cut(self, message: str) -> UpstreamCut:
         """An early end by the other side; stale if this was a kept wire and no answer had begun."""
-        exchange = self._exchange
-        return UpstreamCut(
-            message, stale=exchange is not None and exchange.reused and self._stage in (Stage.KEPT, Stage.HEAD) and not self._first_byte_ns
-        )
+        unanswered = self._stage is Stage.KEPT or (self._stage is Stage.HEAD and self._barren_bytes == 0)
+        return UpstreamCut(message, stale=self._exchange is not None and self._exchange.reused and unanswered)
 
     def _write_more(self) -> None:
         while self._outbox is not None and not self._write_paused and not self.closed and self._transport is not None:
