@@ -1,77 +1,95 @@
 """Frames: how one journal record lies in a segment file, and what a reader may conclude from what it finds.
 
-A frame is the length of its body (4 bytes), the CRC-32 of the body (4 bytes), and the body: a record as a MessagePack array. A length of zero, or
-the end of the file, is the end for now. A frame that runs past the end is torn: its writer is writing it, or died while it did. A frame whose
-checksum does not fit is torn if nothing follows it, and corrupt otherwise; nothing behind it can be trusted. Change together with `journal.py`.
+A frame is `u32 length | u32 CRC-32 of the body | body`, little-endian, the body one MessagePack array (`ledger.entries.Intent` or `Settlement`). A length of
+zero, or the end of the file, is the end for now. The rule it protects: nothing is skipped in silence; what cannot be read is returned as such, with its place.
+Change with it: `journal.py` (the writer), `workers/journal_tail.py` (the reader).
 """
 
 from __future__ import annotations
 
 import enum
-import struct
 import zlib
-from collections.abc import Iterator
+from struct import Struct as Layout
+from typing import Final
 
 import msgspec
 
-from tokenweir.ledger.entries import Record
+from tokenweir.ledger.entries import Intent, Record, Settlement
 
-HEADER = struct.Struct("<II")
-FRAME_BYTES_MAX = 1024 * 1024
+HEADER: Final = Layout("<II")
+HEADER_BYTES: Final = HEADER.size
+FRAME_BYTES_MAX: Final = 1024 * 1024
+"""No record is larger; a greater length is damage, not a frame."""
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Record).decode
+_ENCODER: Final = msgspec.msgpack.Encoder()
+_DECODER: Final = msgspec.msgpack.Decoder(Intent | Settlement)
 
 
-class Ending(enum.Enum):
-    """Why reading stopped."""
+class Tail(enum.Enum):
+    """What stands behind the last good frame."""
 
-    CLEAN = "clean"
-    """All that was written has been read."""
-    TORN = "torn"
-    """The last frame is not whole."""
-    CORRUPT = "corrupt"
-    """A frame does not check, and more follows it."""
+    CLEAN = enum.auto()
+    """Nothing, or zeros: the end for now."""
+    TORN = enum.auto()
+    """The beginning of a frame: still being written, or cut off by a crash."""
+    CORRUPT = enum.auto()
+    """Bytes that are not a frame, and more behind them: the file was damaged."""
+
+
+class Scan(msgspec.Struct, frozen=True):
+    """The frames of a stretch of a segment."""
+
+    records: list[tuple[int, Record]]
+    """Each record with the number of bytes scanned up to its end."""
+    length: int
+    """How many bytes were read as good frames."""
+    tail: Tail
 
 
 def encode_frame(record: Record) -> bytes:
-    """The record as a frame."""
-    body = _encode(record)
+    """The record as a frame. Raises ValueError if no reader would take it."""
+    body = _ENCODER.encode(record)
+    if len(body) > FRAME_BYTES_MAX:
+        raise ValueError(f"a record of {len(body)} bytes is too large for the journal")
     return HEADER.pack(len(body), zlib.crc32(body)) + body
 
 
-class FrameReader:
-    """Reads the frames of a piece of a segment. `offset` is always the end of the last whole frame; `ending` says why it stopped there."""
+def scan(content: bytes, *, more: bool = False) -> Scan:
+    """Read all whole frames from the start of `content`. `more` says that the file goes on behind it, so that a cut frame is no damage."""
+    records: list[tuple[int, Record]] = []
+    view, end, at = memoryview(content), len(content), 0
+    unpack, crc32, decode = HEADER.unpack_from, zlib.crc32, _DECODER.decode
+    while True:
+        if end - at < HEADER_BYTES:
+            tail = Tail.TORN if any(view[at:]) else Tail.CLEAN
+            break
+        length, checksum = unpack(content, at)
+        if length == 0:
+            tail = Tail.CORRUPT if any(view[at:]) else Tail.CLEAN
+            break
+        after = at + HEADER_BYTES + length
+        if after > end and length <= FRAME_BYTES_MAX:
+            tail = Tail.TORN
+            break
+        body = view[at + HEADER_BYTES : after]
+        if length > FRAME_BYTES_MAX or crc32(body) != checksum:
+            # With nothing behind it, it may be a write that a crash cut off (or that is just happening); otherwise the file was damaged.
+            tail = Tail.CORRUPT if length > FRAME_BYTES_MAX or more or any(view[after:]) else Tail.TORN
+            break
+        try:
+            records.append((after, decode(body)))
+        except msgspec.MsgspecError:
+            tail = Tail.CORRUPT
+            break
+        at = after
+    return Scan(records, at, tail)
 
-    def __init__(self, content: bytes, offset: int = 0) -> None:
-        self.offset = offset
-        self.ending = Ending.CLEAN
-        self._content = memoryview(content)
-        self._base = offset
 
-    def __iter__(self) -> Iterator[Record]:
-        content = self._content
-        position, end = 0, len(content)
-        while end - position >= HEADER.size:
-            length, checksum = HEADER.unpack_from(content, position)
-            if length == 0:
-                return
-            start = position + HEADER.size
-            body = content[start : start + length]
-            if length > FRAME_BYTES_MAX or len(body) < length:
-                # A length nobody would write means that the header itself is damaged.
-                self.ending = Ending.CORRUPT if length > FRAME_BYTES_MAX else Ending.TORN
-                return
-            if zlib.crc32(body) != checksum:
-                self.ending = Ending.TORN if not any(content[start + length : start + length + HEADER.size]) else Ending.CORRUPT
-                return
-            try:
-                record = _decode(body)
-            except msgspec.DecodeError:
-                self.ending = Ending.CORRUPT
-                return
-            position = start + length
-            self.offset = self._base + position
-            yield record
-        if any(content[position:end]):
-            self.ending = Ending.TORN
+def next_frame(content: bytes, start: int) -> int | None:
+    """Where, from `start` on, the next good frame begins: for going on behind damage. None if there is none."""
+    for at in range(start, len(content) - HEADER_BYTES):
+        length, checksum = HEADER.unpack_from(content, at)
+        after = at + HEADER_BYTES + length
+        if 0 < length <= FRAME_BYTES_MAX and after <= len(content) and zlib.crc32(content[at + HEADER_BYTES : after]) == checksum:
+            return at
+    return None

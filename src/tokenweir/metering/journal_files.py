@@ -1,113 +1,83 @@
-"""The files of the journal: names, order, and whose they are.
+"""The files of the journal: their names, their order, and whether their writer lives.
 
-`<writer>-<number>.seg` are the segments of one writer, a gateway process; `<writer>.lock` is locked by it for as long as it lives, so a writer
-is dead exactly when its lock can be taken; `<writer>.reserve` is the space it keeps for a full disk. Writer ids are time-ordered, so names sort
-by age. Change together with `journal.py` (writes) and `workers/bookkeeping.py` (reads and deletes).
+A journal directory holds, for each gateway process ("writer", 32 hex digits, time-ordered):
+
+    WRITER.lock             held with flock for as long as the process lives: the writer is dead exactly when the lock can be taken
+    WRITER-00000001.seg     segments, in order; the last one is live
+    WRITER.reserve          zeros, which become the next segment when the disk is full
+
+Change with it: `journal.py` (the writer), `workers/bookkeeping.py` (the reader, and the only one who deletes).
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final
 
-_SEGMENT = re.compile(r"([0-9a-f]{32})-([0-9]{8})\.seg")
-
-
-class SegmentFile(NamedTuple):
-    """One segment; they sort in the order they were written."""
-
-    writer: str
-    number: int
-    path: Path
+_SEGMENT: Final = re.compile(r"([0-9a-f]{32})-([0-9]{8})\.seg\Z")
+_LOCK: Final = re.compile(r"([0-9a-f]{32})\.lock\Z")
 
 
-def segment_path(directory: Path, writer: str, number: int) -> Path:
-    """Where a segment lies."""
-    return directory / f"{writer}-{number:08d}.seg"
+def segment_path(directory: Path, writer: str, segment: int) -> Path:
+    """The file of one segment."""
+    return directory / f"{writer}-{segment:08d}.seg"
 
 
-def list_segments(directory: Path) -> list[SegmentFile]:
-    """All segments, in order; other files are ignored."""
-    found = []
-    with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir(directory):
-            match = _SEGMENT.fullmatch(name)
-            if match:
-                found.append(SegmentFile(match[1], int(match[2]), directory / name))
-    return sorted(found)
+def lock_path(directory: Path, writer: str) -> Path:
+    """The file whose lock says that the writer lives."""
+    return directory / f"{writer}.lock"
+
+
+def reserve_path(directory: Path, writer: str) -> Path:
+    """The file of zeros that becomes a segment when the disk is full."""
+    return directory / f"{writer}.reserve"
+
+
+def writers(directory: Path) -> dict[str, list[int]]:
+    """Every writer that left anything, oldest first, with the numbers of its segments in order."""
+    found: dict[str, list[int]] = {}
+    for name in os.listdir(directory):
+        if match := _SEGMENT.match(name):
+            found.setdefault(match[1], []).append(int(match[2]))
+        elif match := _LOCK.match(name):
+            found.setdefault(match[1], [])
+    return {writer: sorted(found[writer]) for writer in sorted(found)}
 
 
 def journal_bytes(directory: Path) -> int:
-    """How much journal lies on disk."""
+    """The size of all segments of all writers: what is not booked yet, apart from the start of the live ones."""
     total = 0
-    for segment in list_segments(directory):
-        with contextlib.suppress(FileNotFoundError):
-            total += segment.path.stat().st_size
+    with os.scandir(directory) as files:
+        for file in files:
+            if _SEGMENT.match(file.name):
+                try:
+                    total += file.stat().st_size
+                except FileNotFoundError:  # booked and deleted between the listing and the look
+                    continue
     return total
 
 
-def lock_writer(directory: Path, writer: str) -> int:
-    """Take the lock of a new writer; the returned descriptor holds it until it is closed or the process ends."""
-    descriptor = os.open(directory / f"{writer}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    return descriptor
-
-
-def is_dead(directory: Path, writer: str) -> bool:
-    """Whether the writer has ended: the kernel frees its lock however it died."""
-    try:
-        descriptor = os.open(directory / f"{writer}.lock", os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return True
+def take_lock(path: Path) -> int | None:
+    """Lock the file, made if missing, and return its descriptor; None if another process holds it. The lock lasts until the descriptor is closed."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
-    finally:
         os.close(descriptor)
-    return True
-
-
-def remove_writer(directory: Path, writer: str) -> None:
-    """Remove what a dead writer left beside its segments."""
-    for suffix in (".reserve", ".lock"):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(directory / f"{writer}{suffix}")
-
-
-def writers_without_segments(directory: Path, known: Iterable[str]) -> list[str]:
-    """Dead writers that left a lock and no segment."""
-    known = set(known)
-    with contextlib.suppress(FileNotFoundError):
-        return [name[:32] for name in os.listdir(directory) if name.endswith(".lock") and name[:32] not in known and is_dead(directory, name[:32])]
-    return []
+        return None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def sync_directory(directory: Path) -> None:
-    """Make new and removed names durable."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    """Make names that were added or changed in the directory survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_zeros(path: Path, size: int) -> None:
-    """Make a file of that size whose every block exists, durably; leaves nothing behind if there is no room. Raises OSError."""
-    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        piece = bytes(64 * 1024)
-        left = size
-        while left > 0:
-            left -= os.write(descriptor, piece[:left])
-        os.fsync(descriptor)
-    except OSError:
-        os.unlink(path)
-        raise
     finally:
         os.close(descriptor)
