@@ -138,6 +138,7 @@ def _make_server(settings: Settings, gateway: Gateway, passages: Passages, mint_
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             timeout_keep_alive=max(1, settings.gateway.keep_alive_timeout_ms // 1000),
             backlog=2048,
         ),
