@@ -44,26 +44,30 @@ RETRY_AFTER_MS_MAX = 4_294_967_000
 
 def forward_request_headers(headers: Headers) -> list[Header]:
     """The client's headers that go to the provider, in order; the answer is asked for without compression, so that it can be metered."""
-    named = _named_by_connection(headers)
-    kept = [
-        (name, value)
-        for name, value in headers
-        if (name in _REQUEST_NAMES or name.startswith(_REQUEST_PREFIXES)) and name not in named and _LINE_BREAKS.search(value) is None
-    ]
+    kept = [header for header in headers if header[0] in _REQUEST_NAMES or header[0].startswith(_REQUEST_PREFIXES)]
+    kept = _without_tricks(kept, headers)
     kept.append(_IDENTITY)
     return kept
 
 
 def forward_response_headers(headers: Headers) -> list[Header]:
     """The provider's headers that go to the client, in order. Length, date and `request-id` are the gateway's to set."""
-    named = _named_by_connection(headers)
-    return [
-        (name, value)
-        for name, value in headers
-        if (name in _RESPONSE_NAMES or (name.startswith(_RESPONSE_PREFIX) and not name.startswith(_RESPONSE_WITHHELD)))
-        and name not in named
-        and _LINE_BREAKS.search(value) is None
+    kept = [
+        header
+        for header in headers
+        if header[0] in _RESPONSE_NAMES or (header[0].startswith(_RESPONSE_PREFIX) and not header[0].startswith(_RESPONSE_WITHHELD))
     ]
+    return _without_tricks(kept, headers)
+
+
+def _without_tricks(kept: list[Header], headers: Headers) -> list[Header]:
+    """Leave out what `Connection` names, and any value that could end a line."""
+    named = _named_by_connection(headers)
+    if named:
+        kept = [header for header in kept if header[0] not in named]
+    if _LINE_BREAKS.search(b"".join([value for _, value in kept])) is not None:
+        kept = [header for header in kept if _LINE_BREAKS.search(header[1]) is None]
+    return kept
 
 
 def _named_by_connection(headers: Headers) -> frozenset[bytes]:
@@ -152,7 +156,9 @@ def read_headroom(headers: Headers) -> Headroom:
 
 
 def _room(found: dict[bytes, bytes], kind: bytes) -> Room:
-    return Room(_amount(found.get(kind + b"-limit")), _amount(found.get(kind + b"-remaining")), _plain(found.get(kind + b"-reset"), 40))
+    return Room(
+        _amount(found.get(kind + b"-limit")), _amount(found.get(kind + b"-remaining")), found.get(kind + b"-reset", b"")[:40].decode("latin-1")
+    )
 
 
 def _amount(value: bytes | None) -> int | None:

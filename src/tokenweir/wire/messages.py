@@ -16,7 +16,7 @@ import msgspec
 from tokenweir.errors import InvalidRequest
 from tokenweir.usage import Certainty, Metered
 from tokenweir.wire.sse import SseScanner, parse_event
-from tokenweir.wire.usage_fields import COUNTS, FLAG_BAD_FIELD, JsonObject, is_bad, is_count, read_metered
+from tokenweir.wire.usage_fields import COUNTS, DETAILS, FLAG_BAD_FIELD, JsonObject, is_bad, is_count, read_metered
 
 CHARS_PER_TOKEN = 4
 """The customary floor for output that was streamed and never counted."""
@@ -102,7 +102,7 @@ class StreamMeter:
     def feed(self, chunk: bytes) -> bool:
         """Take note of more of the stream; True once nothing billable can follow."""
         for event in self._scanner.feed(chunk):
-            if event.startswith(_CONTENT_DELTA):
+            if event[:27] == _CONTENT_DELTA:
                 self._chars += _streamed_chars(event)
             elif event:
                 self._read_event(event)
@@ -138,7 +138,7 @@ class StreamMeter:
         self._chars = 0
         self._stop_reason = ""
         self._message_id = _string(message.get("id"))
-        self._model = _string(message.get("model"), MODEL_CHARS_MAX)
+        self._model = _string(message.get("model"), MODEL_CHARS_MAX + 1)
         usage = message.get("usage")
         self._usage = {}
         if isinstance(usage, dict):
@@ -161,7 +161,7 @@ class StreamMeter:
         for name, field in usage.items():
             if field is None:
                 merged.setdefault(name, None)
-            elif name in COUNTS and not is_count(field):
+            elif (name in COUNTS and not is_count(field)) or (name in DETAILS and not isinstance(field, dict)):
                 self._flags.append(f"{FLAG_BAD_FIELD}:{name}")
             else:
                 merged[name] = field
@@ -207,7 +207,8 @@ def _streamed_chars(event: bytes) -> int:
         return max(0, len(event) - 120)
     key = event[start - 9 : start]
     if key.endswith(_TEXT_KEYS):
-        return max(0, len(event) - start - 6)
+        chars = len(event) - start - 6
+        return chars if chars > 0 else 0
     return 0 if b"signature" in key or b"citations_delta" in event else max(0, len(event) - 120)
 
 

@@ -32,13 +32,13 @@ FLAG_FALLBACK_CREDIT = "fallback_credit"
 
 COUNTS = frozenset({"input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"})
 _WRITES = frozenset({"ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"})
-_DETAILS: dict[str, frozenset[str]] = {
+DETAILS: dict[str, frozenset[str]] = {
     "cache_creation": _WRITES,
     "output_tokens_details": frozenset({"thinking_tokens"}),
     "server_tool_use": frozenset({"web_search_requests", "web_fetch_requests", "code_execution_requests"}),
 }
 _WORDS = ("service_tier", "speed", "inference_geo")
-_KNOWN = COUNTS | _DETAILS.keys() | {*_WORDS, "iterations", "fallback_credit"}
+_KNOWN = COUNTS | DETAILS.keys() | {*_WORDS, "iterations", "fallback_credit"}
 _KNOWN_OF_ITERATION = COUNTS | {"cache_creation", "output_tokens_details", "server_tool_use", "type", "model", *_WORDS}
 
 _ADDED = frozenset({"compaction", "advisor_message"})
@@ -150,7 +150,7 @@ def _flag(flags: list[str], flag: str) -> None:
 def _note_unknown(usage: JsonObject, known: frozenset[str], path: str, flags: list[str]) -> None:
     """Flag every number under a name that is not known, at any depth; and a known object that is none."""
     for name, value in usage.items():
-        details = _DETAILS.get(name)
+        details = DETAILS.get(name)
         if details is not None and isinstance(value, dict):
             for part, number in value.items():
                 if part not in details:
