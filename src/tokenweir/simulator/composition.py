@@ -99,34 +99,42 @@ class Tally:
             self.add(part, part.tokens, done=True)
         return self
 
-    def segments(self) -> list[Segment]:
-        """The usage of every segment that was begun, billed or not."""
-        found = []
-        for index in range(self._reached + 1):
-            stage = self.answer.stages[index]
-            usage = msgspec.structs.replace(stage.prompt, output=self._output[index])
-            for owner, gained in self._gained:
-                if owner == index:
-                    usage = _plus(usage, gained)
-            found.append(Segment(kind=stage.kind, model=stage.model, usage=usage))
-        return found
+    def outcome(self) -> Outcome:
+        """What this much of the answer would bill."""
+        segments = [self._segment(index, stage) for index, stage in enumerate(self.answer.stages[: self._reached + 1])]
+        billed = tuple(segment for segment, stage in zip(segments, self.answer.stages, strict=False) if stage.billed)
+        top = _top_level(segments)
+        return Outcome(msgspec.structs.replace(top, thinking=self._thinking) if self._thinking else top, tuple(segments), billed)
 
-    def billed(self) -> tuple[Segment, ...]:
-        """The segments that cost money."""
-        return tuple(segment for segment, stage in zip(self.segments(), self.answer.stages, strict=False) if stage.billed)
+    def _segment(self, index: int, stage: Stage) -> Segment:
+        prompt = stage.prompt
+        usage = Usage(prompt.uncached_input, prompt.cache_write_5m, prompt.cache_write_1h, prompt.cache_read, self._output[index])
+        for owner, gained in self._gained:
+            if owner == index:
+                usage = _plus(usage, gained)
+        return Segment(stage.kind, stage.model, usage)
 
-    def top_level(self) -> Usage:
-        """The provider's top-level usage: the serving model's messages, without compaction and advice."""
-        segments = self.segments()
-        if segments[-1].kind == "fallback_message":
-            return msgspec.structs.replace(segments[-1].usage, thinking=self._thinking)
-        total = segments[0].usage if segments[0].kind == "message" else Usage()
-        for segment in segments[1:]:
-            if segment.kind == "message":
-                total = _plus(total, segment.usage)
-        if len(segments) == 1 and segments[0].kind == "compaction":
-            total = segments[0].usage
-        return msgspec.structs.replace(total, thinking=self._thinking)
+
+class Outcome(msgspec.Struct, frozen=True):
+    """The usage of an answer, or of as much of it as was generated."""
+
+    usage: Usage
+    """The provider's top level."""
+    segments: tuple[Segment, ...]
+    """Every segment that was begun."""
+    billed: tuple[Segment, ...]
+    """Those that cost money."""
+
+
+def _top_level(segments: list[Segment]) -> Usage:
+    """The serving model's messages, without compaction and advice; a compaction alone if the message never began."""
+    if len(segments) == 1 or segments[-1].kind == "fallback_message":
+        return segments[-1].usage
+    total = Usage()
+    for segment in segments:
+        if segment.kind == "message":
+            total = _plus(total, segment.usage)
+    return total
 
 
 class Chance:
@@ -158,7 +166,7 @@ def compose(ask: Ask, split: Split, wanted: Directives, *, seed: int, attempt: i
     stop_reason, sequence, details = _stop(ask, wanted, stop, chance)
     stages, serving = _stages(ask, wanted, prompt, length)
     offset = chance.below(1 << 16)
-    parts = [] if wanted.refusal == "empty" else _parts(ask, wanted, length, len(stages), offset, prose, mint("", seed, attempt, b"block"))
+    parts = [] if wanted.refusal == "empty" else _parts(ask, wanted, length, len(stages), offset, prose, (seed, attempt))
     if any(part.kind == "json" and part.block["type"] == "tool_use" for part in parts) and not wanted.stop and stop_reason == "end_turn":
         stop_reason = "tool_use"
     return Answer(
@@ -224,7 +232,7 @@ def _stages(ask: Ask, wanted: Directives, prompt: Usage, length: int) -> tuple[l
     return [Stage("message", model, prompt)], model
 
 
-def _parts(ask: Ask, wanted: Directives, length: int, stages: int, offset: int, prose: str, salt: str) -> list[Part]:
+def _parts(ask: Ask, wanted: Directives, length: int, stages: int, offset: int, prose: str, ids: tuple[int, int]) -> list[Part]:
     """The blocks, whose tokens sum to `length` (a compaction's own come on top)."""
     parts: list[Part] = []
     left = length
@@ -241,9 +249,10 @@ def _parts(ask: Ask, wanted: Directives, length: int, stages: int, offset: int, 
         left -= thinking
     if wanted.refusal == "thinking":
         return parts
+    searches = wanted.searches if wanted.searches is not None else int(ask.searchable and left > QUERY_TOKENS)
+    salt = mint("", *ids, b"block") if stages == 3 or searches or ask.tool or wanted.tool else ""
     if stages == 3:
         left = _add_advice(parts, left, salt)
-    searches = wanted.searches if wanted.searches is not None else int(ask.searchable and left > QUERY_TOKENS)
     for number in range(searches):
         left = _add_search(parts, left, last, f"{salt}{number:02x}", caching=ask.caching)
     tool = _tool_part(ask, wanted, left, last, salt)

@@ -19,7 +19,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from tokenweir.simulator.refusals import Refusal
 
-Headers = list[tuple[bytes, bytes]]
 BODY_BYTES_MAX = 32 * 1024 * 1024
 SCOPE_KEY = "tokenweir.connection"
 _RESET = struct.pack("ii", 1, 0)
@@ -88,7 +87,7 @@ class Exchange:
         self._cut_at = -1
         self._cut_by = "rst"
         self._chunk = 0
-        self.headers: Headers = scope["headers"]
+        self.headers: list[tuple[bytes, bytes]] = scope["headers"]
         self.path: str = scope["path"]
         self.body_sent = 0
         self.status = 0
@@ -157,20 +156,18 @@ class Exchange:
         for _ in range(count):
             self._cycle.transport.write(b"HTTP/1.1 103 Early Hints\r\nlink: </style.css>; rel=preload\r\n\r\n")
 
-    async def start(self, status: int, headers: Headers, *, length: int | None, slow_ms: float = 0, close: bool = False) -> None:
-        """Write the head; without a length the body is chunked."""
+    async def start(self, status: int, lines: bytes, *, length: int | None, slow_ms: float = 0, close: bool = False) -> None:
+        """Write the head; `lines` are whole header lines. Without a length the body is chunked."""
         await self.ready()
         self.status = status
         self._cycle.response_started = True
         if close:
             self._cycle.keep_alive = False
         self._chunked = length is None
-        lines = [_STATUS_LINES.get(status) or f"HTTP/1.1 {status} \r\n".encode()]
-        lines += [b"%s: %s\r\n" % pair for pair in self._cycle.default_headers]
-        lines += [b"%s: %s\r\n" % pair for pair in headers]
-        lines.append(b"transfer-encoding: chunked\r\n" if length is None else b"content-length: %d\r\n" % length)
-        lines.append(b"\r\n" if self._cycle.keep_alive else b"connection: close\r\n\r\n")
-        head = b"".join(lines)
+        first = _STATUS_LINES.get(status) or f"HTTP/1.1 {status} \r\n".encode()
+        own = b"".join([b"%s: %s\r\n" % pair for pair in self._cycle.default_headers])
+        framing = b"transfer-encoding: chunked\r\n" if length is None else b"content-length: %d\r\n" % length
+        head = b"".join((first, own, lines, framing, b"\r\n" if self._cycle.keep_alive else b"connection: close\r\n\r\n"))
         if not slow_ms:
             self._cycle.transport.write(head)
             return

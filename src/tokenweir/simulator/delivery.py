@@ -10,17 +10,16 @@ from collections.abc import Callable
 
 import msgspec
 
-from tokenweir.simulator.composition import Answer, Tally
-from tokenweir.simulator.connection import Cut, Exchange, Headers
+from tokenweir.simulator.composition import Answer, Outcome, Tally
+from tokenweir.simulator.connection import Cut, Exchange
 from tokenweir.simulator.directives import NEVER, Directives
 from tokenweir.simulator.refusals import envelope, named
 from tokenweir.simulator.scenario import Pace
 from tokenweir.simulator.stream import PING, Frame, frames, message_object, tally_of
 
 _BATCH_BYTES = 32 * 1024
-JSON = (b"content-type", b"application/json")
-EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
-_NO_CACHE = (b"cache-control", b"no-cache")
+JSON = b"content-type: application/json\r\n"
+EVENTS = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n"
 
 
 class Delivery:
@@ -34,7 +33,7 @@ class Delivery:
         pace: Pace,
         *,
         began: Callable[[], None],
-        closing: Callable[[str, Tally | None, int], None],
+        closing: Callable[[str, Outcome | None, int], None],
     ) -> None:
         """`began` is called when the answer begins; `closing` just before its last bytes, with the outcome, what is billed, and how many bytes those are."""
         self._exchange = exchange
@@ -47,13 +46,13 @@ class Delivery:
         self._began = began
         self._closing = closing
         self._sent: list[Frame] = []
-        self._json_tally: Tally | None = None
+        self._whole: Outcome | None = None
 
-    def tally(self) -> Tally:
+    def outcome(self) -> Outcome:
         """What has been generated so far."""
-        return self._json_tally or tally_of(self._answer, self._sent)
+        return self._whole or tally_of(self._answer, self._sent).outcome()
 
-    async def send(self, headers: Headers, *, stream: bool) -> None:
+    async def send(self, lines: bytes, *, stream: bool) -> None:
         """Send it all; raises Ended if it comes to that."""
         wanted, exchange = self._wanted, self._exchange
         exchange.plan_faults(cut_at=wanted.cut, cut_by=wanted.cut_by, chunk=wanted.chunk)
@@ -65,38 +64,38 @@ class Delivery:
             await exchange.cut(wanted.cut_by)
         self._began()
         if stream:
-            await self._send_events(headers)
+            await self._send_events(lines)
         else:
-            await self._send_json(headers)
+            await self._send_json(lines)
 
-    async def _send_json(self, headers: Headers) -> None:
+    async def _send_json(self, lines: bytes) -> None:
         wanted, exchange = self._wanted, self._exchange
         if self._event_ms:
             # Nothing is seen of a message before it is whole, but it is generated event by event all the same.
             for frame in frames(self._answer, wanted, event_tokens=self._event_tokens):
                 await exchange.pause(self._event_ms)
                 self._sent.append(frame)
-        body = msgspec.json.encode(message_object(self._answer, wanted))
-        self._json_tally = Tally(self._answer).add_all()
+        outcome = self._whole = Tally(self._answer).add_all().outcome()
+        body = msgspec.json.encode(message_object(self._answer, outcome, wanted))
         spoilt = wanted.truncate is not None or wanted.content_length != 0
         if wanted.truncate is not None:
             body = body[: wanted.truncate]
         length = max(0, len(body) + wanted.content_length)
         close = wanted.content_length != 0
-        await exchange.start(200, [JSON, *headers], length=length, slow_ms=wanted.slow_head, close=close)
+        await exchange.start(200, JSON + lines, length=length, slow_ms=wanted.slow_head, close=close)
         if wanted.stall:
             await exchange.write(body[: len(body) // 2])
             await exchange.pause(wanted.stall)
             body = body[len(body) // 2 :]
         if wanted.cut == NEVER or wanted.cut > exchange.body_sent + len(body):
             await exchange.ready()
-            self._closing("mangled" if spoilt else "complete", self._json_tally, len(body))
+            self._closing("mangled" if spoilt else "complete", outcome, len(body))
         await exchange.write(body)
         exchange.finish(trailing=wanted.trailing)
 
-    async def _send_events(self, headers: Headers) -> None:
+    async def _send_events(self, lines: bytes) -> None:
         wanted, exchange = self._wanted, self._exchange
-        await exchange.start(200, [EVENTS, _NO_CACHE, *headers], length=None, slow_ms=wanted.slow_head)
+        await exchange.start(200, EVENTS + lines, length=None, slow_ms=wanted.slow_head)
         rows = frames(self._answer, wanted, event_tokens=self._event_tokens)
         if wanted.truncate is not None:
             await self._send_truncated(rows, wanted.truncate)
@@ -123,7 +122,7 @@ class Delivery:
         if last and (wanted.cut == NEVER or wanted.cut > exchange.body_sent + len(piece)):
             await exchange.ready()
             self._sent += rows
-            self._closing("complete", self.tally(), len(piece))
+            self._closing("complete", self.outcome(), len(piece))
             await exchange.write(piece)
             return
         try:
@@ -148,7 +147,7 @@ class Delivery:
         raw = msgspec.json.encode(envelope(refusal.kind, self._wanted.message or refusal.message))
         event = b"event: error\ndata: %s\n\n" % raw
         await self._exchange.ready()
-        self._closing("error_in_stream", self.tally() if began else None, len(event))
+        self._closing("error_in_stream", self.outcome() if began else None, len(event))
         await self._exchange.write(event)
         self._exchange.finish()
 
@@ -157,7 +156,7 @@ class Delivery:
         body = b"".join([frame.raw for frame in rows])[:size]
         self._sent = rows
         await self._exchange.ready()
-        self._closing("mangled", self.tally(), len(body))
+        self._closing("mangled", self.outcome(), len(body))
         await self._exchange.write(body)
         self._exchange.finish()
 

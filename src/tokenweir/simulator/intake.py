@@ -23,6 +23,7 @@ FAST_BETA = "fast-mode-2026-02-01"
 BASE_TOKENS = 3
 MESSAGE_TOKENS = 4
 TOOL_TOKENS = 12
+_NO_SETTINGS = ("", "", "")
 _DECODER = msgspec.json.Decoder()
 
 
@@ -96,20 +97,16 @@ def read_ask(values: dict[str, Any], catalog: Catalog, *, version: str, betas: f
     budget = _check_thinking(thinking, max_tokens)
     _check_sampling(values, version)
     speed, geo = _speed(values, model, betas), _geo(values, model)
-    searchable = any(str(tool.get("type", "")).startswith("web_search_") for tool in tools)
-    mixed = (
-        "",
-        f"{speed == 'fast'}{searchable}",
-        f"{msgspec.json.encode([choice, thinking, _get(values, 'output_config').get('effort')])!r}",
-    )
+    searchable = bool(tools) and any(str(tool.get("type", "")).startswith("web_search_") for tool in tools)
+    caching = any(block.ttl for block in blocks)
     return Ask(
         model=model,
         requested=values["model"],
         max_tokens=max_tokens,
         stream=stream,
         blocks=blocks,
-        cache_settings=mixed,
-        caching=any(block.ttl for block in blocks),
+        cache_settings=_cache_settings(values, fast=speed == "fast", searchable=searchable) if caching else _NO_SETTINGS,
+        caching=caching,
         thinking=thinking.get("type") in ("enabled", "adaptive", "between_tools"),
         thinking_budget=budget,
         tool=tool,
@@ -123,6 +120,12 @@ def read_ask(values: dict[str, Any], catalog: Catalog, *, version: str, betas: f
     )
 
 
+def _cache_settings(values: dict[str, Any], *, fast: bool, searchable: bool) -> tuple[str, str, str]:
+    """What decides a prefix beside its blocks, at the level where it begins to matter."""
+    effort = _get(values, "output_config").get("effort")
+    return "", f"{fast}{searchable}", msgspec.json.encode([values.get("tool_choice"), values.get("thinking"), effort]).decode()
+
+
 def find_model(values: dict[str, Any], catalog: Catalog) -> SimulatedModel:
     """The model asked for; a retired one is as unknown as one that never was."""
     ident = values.get("model")
@@ -134,7 +137,7 @@ def find_model(values: dict[str, Any], catalog: Catalog) -> SimulatedModel:
     return model
 
 
-def prompt_blocks(values: dict[str, Any]) -> Iterator[Block]:
+def prompt_blocks(values: dict[str, Any]) -> list[Block]:
     """The prompt as a row of blocks with their token counts and breakpoints. Raises Refusal for malformed parts and wrong breakpoints."""
     blocks = [*_tool_blocks(values), *_system_blocks(values), *_message_blocks(values)]
     automatic = values.get("cache_control")
@@ -142,13 +145,13 @@ def prompt_blocks(values: dict[str, Any]) -> Iterator[Block]:
         last = blocks[-1]
         blocks[-1] = msgspec.structs.replace(last, ttl=last.ttl or _ttl(automatic, "cache_control"))
     marks = [block.ttl for block in blocks if block.ttl]
+    if not marks:
+        return blocks
     if len(marks) > BREAKPOINTS_MAX:
         raise invalid(f"A maximum of {BREAKPOINTS_MAX} blocks with cache_control may be provided. Found {len(marks)}.")
     if "1h" in marks and "5m" in marks and marks.index("5m") < len(marks) - 1 - marks[::-1].index("1h"):
         raise invalid("a ttl='1h' cache_control block must not come after a ttl='5m' cache_control block")
-    first = blocks[0]
-    yield msgspec.structs.replace(first, tokens=first.tokens + BASE_TOKENS)
-    yield from blocks[1:]
+    return blocks
 
 
 def _tool_blocks(values: dict[str, Any]) -> Iterator[Block]:
@@ -177,23 +180,25 @@ def _message_blocks(values: dict[str, Any]) -> Iterator[Block]:
         raise invalid("messages: Input should be a valid array")
     if not messages:
         raise invalid("messages: at least one message is required")
+    base = BASE_TOKENS
     for index, message in enumerate(messages):
         role = message.get("role") if isinstance(message, dict) else None
         if role not in ("user", "assistant", "system"):
             raise invalid(f"messages.{index}.role: Input should be 'user', 'assistant' or 'system'")
         content = message.get("content")
         if isinstance(content, str):
-            yield Block(MESSAGES, MESSAGE_TOKENS + count_text(content), "", (role, {"type": "text", "text": content}))
+            yield Block(MESSAGES, base + MESSAGE_TOKENS + count_text(content), "", (role, {"type": "text", "text": content}))
         elif isinstance(content, list) and not content:
-            yield Block(MESSAGES, MESSAGE_TOKENS, "", (role, None))
+            yield Block(MESSAGES, base + MESSAGE_TOKENS, "", (role, None))
         elif isinstance(content, list):
-            yield from _content_blocks(content, role, index)
+            yield from _content_blocks(content, role, index, base + MESSAGE_TOKENS)
         else:
             raise invalid(f"messages.{index}.content: Input should be a valid string or array")
+        base = 0
 
 
-def _content_blocks(content: list[Any], role: str, index: int) -> Iterator[Block]:
-    frame = MESSAGE_TOKENS
+def _content_blocks(content: list[Any], role: str, index: int, frame: int) -> Iterator[Block]:
+    """The blocks of one message; the first carries the message's own tokens."""
     for number, part in enumerate(content):
         where = f"messages.{index}.content.{number}"
         if not isinstance(part, dict) or not isinstance(part.get("type"), str):

@@ -12,7 +12,14 @@ from datetime import UTC, datetime
 from tokenweir.simulator.refusals import Refusal
 from tokenweir.simulator.scenario import Limits, LimitTable
 
-Headers = list[tuple[bytes, bytes]]
+_MOVING = b"".join(
+    b"anthropic-ratelimit-%s-remaining: %%d\r\nanthropic-ratelimit-%s-reset: %%s\r\n" % (name, name)
+    for name in (b"requests", b"input-tokens", b"output-tokens", b"tokens")
+)
+_FAST = b"".join(
+    b"anthropic-fast-%s-limit: %%d\r\nanthropic-fast-%s-remaining: %%d\r\nanthropic-fast-%s-reset: %%s\r\n" % (name, name, name)
+    for name in (b"input-tokens", b"output-tokens")
+)
 
 
 class Bucket:
@@ -53,7 +60,7 @@ class ClassLimits:
         self.output = Bucket(limits.output_tokens, now_s)
         tokens = limits.input_tokens + limits.output_tokens
         amounts = {"requests": limits.requests, "input-tokens": limits.input_tokens, "output-tokens": limits.output_tokens, "tokens": tokens}
-        self._fixed = [(f"anthropic-ratelimit-{name}-limit".encode(), str(amount).encode()) for name, amount in amounts.items()]
+        self._fixed = "".join(f"anthropic-ratelimit-{name}-limit: {amount}\r\n" for name, amount in amounts.items()).encode()
 
     def admit(self, input_tokens: int, *, described: str, now_s: float) -> None:
         """Take one request and its input; raises the provider's 429 without taking anything."""
@@ -70,27 +77,24 @@ class ClassLimits:
         self.requests.take(1, now_s)
         self.input.take(input_tokens, now_s)
 
-    def headers(self, *, now_s: float, wall_s: float) -> Headers:
-        """The headers of an answer. Tokens are rounded to the nearest thousand, as the provider does."""
-        found = list(self._fixed)
+    def headers(self, *, now_s: float, wall_s: float) -> bytes:
+        """The header lines of an answer. Tokens are rounded to the nearest thousand, as the provider does."""
+        wait_in, wait_out = self.input.wait_s(self.input.amount, now_s), self.output.wait_s(self.output.amount, now_s)
+        wait_requests = self.requests.wait_s(self.requests.amount, now_s)
         left_in, left_out = max(0, round(self.input.left(now_s), -3)), max(0, round(self.output.left(now_s), -3))
-        rows = (
-            (b"requests", int(max(0, self.requests.left(now_s))), self.requests),
-            (b"input-tokens", int(left_in), self.input),
-            (b"output-tokens", int(left_out), self.output),
+        reset_in, reset_out = _instant(wall_s + wait_in), _instant(wall_s + wait_out)
+        values = (
+            max(0, self.requests.left(now_s)),
+            _instant(wall_s + wait_requests),
+            left_in,
+            reset_in,
+            left_out,
+            reset_out,
+            left_in + left_out,
+            max(reset_in, reset_out),
         )
-        latest = 0.0
-        for name, left, bucket in rows:
-            wait = bucket.wait_s(bucket.amount, now_s)
-            latest = max(latest, wait) if bucket is not self.requests else latest
-            found.append((b"anthropic-ratelimit-%s-remaining" % name, b"%d" % left))
-            found.append((b"anthropic-ratelimit-%s-reset" % name, _instant(wall_s + wait)))
-        found.append((b"anthropic-ratelimit-tokens-remaining", b"%d" % (left_in + left_out)))
-        found.append((b"anthropic-ratelimit-tokens-reset", _instant(wall_s + latest)))
-        if self.fast:
-            kept = (b"input-tokens", b"output-tokens")
-            found += [(b"anthropic-fast-" + name[20:], value) for name, value in found if name[20:].startswith(kept)]
-        return found
+        fast = _FAST % (self.input.amount, left_in, reset_in, self.output.amount, left_out, reset_out) if self.fast else b""
+        return self._fixed + _MOVING % values + fast
 
 
 class RateLimiter:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import hashlib
 import os
 import re
@@ -24,8 +25,8 @@ import uvicorn
 from tokenweir.ports import Clock
 from tokenweir.pricing.rate_card import RateCard
 from tokenweir.simulator.catalog import Catalog, describe
-from tokenweir.simulator.composition import Answer, Tally, compose, mint
-from tokenweir.simulator.connection import Connection, Ended, Exchange, Headers
+from tokenweir.simulator.composition import Answer, Outcome, compose, mint
+from tokenweir.simulator.connection import Connection, Ended, Exchange
 from tokenweir.simulator.delivery import JSON, Delivery
 from tokenweir.simulator.directives import PLAIN, BadDirective, Directives, build, header_directives
 from tokenweir.simulator.intake import Ask, body_directives, check_version, decode_body, find_model, prompt_blocks, read_ask
@@ -91,7 +92,7 @@ class Simulator:
             else:
                 raise Refusal(404, "not_found_error", "Not found")
         except Refusal as refusal:
-            await self._refuse(exchange, refusal, self._next_id(), [])
+            await self._refuse(exchange, refusal, self._next_id(), b"")
         except Ended:
             exchange.abandon()
 
@@ -133,7 +134,7 @@ class Simulator:
             with contextlib.suppress(Ended):
                 await self._refuse(exchange, refusal, attempt.request_id, turn.headers(self._clock))
         except Ended as ended:
-            self._end(turn, ended.outcome, turn.delivery.tally() if turn.begun and turn.delivery else None)
+            self._end(turn, ended.outcome, turn.delivery.outcome() if turn.begun and turn.delivery else None)
             if not exchange.client_gone and ended.outcome != "cut":
                 exchange.abandon()
         finally:
@@ -177,29 +178,29 @@ class Simulator:
             turn.begun = True
             self._cache.store(split, started_s=now_s)
 
-        def closing(outcome: str, tally: Tally | None, coming: int) -> None:
-            self._end(turn, outcome, tally, coming=coming)
+        def closing(how: str, outcome: Outcome | None, coming: int) -> None:
+            self._end(turn, how, outcome, coming=coming)
 
         turn.begun = True
         turn.delivery = Delivery(turn.exchange, answer, wanted, self._scenario.pace, began=began, closing=closing)
-        headers = [(b"request-id", turn.attempt.request_id.encode()), *self._identity(workspace), *turn.headers(self._clock)]
-        await turn.delivery.send(headers, stream=ask.stream)
+        lines = _request_id(turn.attempt.request_id) + self._identity(workspace) + turn.headers(self._clock)
+        await turn.delivery.send(lines, stream=ask.stream)
 
-    def _end(self, turn: _Turn, outcome: str, tally: Tally | None, *, status: int | None = None, coming: int = 0) -> None:
+    def _end(self, turn: _Turn, how: str, outcome: Outcome | None, *, status: int | None = None, coming: int = 0) -> None:
         """Write the attempt's line, once, and take its output from the limits. `coming` bytes are sent as soon as the line is written."""
         if turn.attempt.ended:
             return
         bill = None
-        if tally is not None and turn.answer is not None:
-            bill = _bill(turn.answer, tally, turn.wanted)
-            turn.facts["stop_reason"] = turn.answer.stop_reason if outcome in ("complete", "mangled") else ""
+        if outcome is not None and turn.answer is not None:
+            bill = _bill(turn.answer, outcome, turn.wanted)
+            turn.facts["stop_reason"] = turn.answer.stop_reason if how in ("complete", "mangled") else ""
             turn.facts["message_id"] = turn.answer.message_id
             if turn.limits is not None:
                 turn.limits.output.take(bill.usage.output, self._now_s())
-        self._outcomes[outcome] = self._outcomes.get(outcome, 0) + 1
+        self._outcomes[how] = self._outcomes.get(how, 0) + 1
         exchange = turn.exchange
         sent = exchange.status if status is None else status
-        turn.attempt.end(outcome, now_us=self._clock.now_us(), status=sent, bytes_sent=exchange.body_sent + coming, bill=bill)
+        turn.attempt.end(how, now_us=self._clock.now_us(), status=sent, bytes_sent=exchange.body_sent + coming, bill=bill)
 
     def _directives(self, exchange: Exchange, values: dict[str, Any], model: str, *, stream: bool, attempt: Attempt) -> Directives:
         occasion = Occasion(attempt.number, exchange.path, model, attempt.workspace, stream, exchange.headers)
@@ -263,33 +264,28 @@ class Simulator:
         await self._json(exchange, describe(find_model({"model": ident}, self._catalog)))
 
     async def _empty(self, exchange: Exchange, query: str) -> None:
-        await exchange.start(200, [(b"content-type", b"text/plain"), (b"request-id", self._next_id().encode())], length=0)
+        await exchange.start(200, b"content-type: text/plain\r\n" + _request_id(self._next_id()), length=0)
         exchange.finish()
 
     async def _json(self, exchange: Exchange, value: Any) -> None:
         body = msgspec.json.encode(value)
-        await exchange.start(200, [JSON, (b"request-id", self._next_id().encode())], length=len(body))
+        await exchange.start(200, JSON + _request_id(self._next_id()), length=len(body))
         await exchange.write(body)
         exchange.finish()
 
-    async def _refuse(self, exchange: Exchange, refusal: Refusal, request_id: str, headers: Headers) -> None:
+    async def _refuse(self, exchange: Exchange, refusal: Refusal, request_id: str, lines: bytes) -> None:
         body = refusal.body(request_id)
-        kind = (b"content-type", b"text/html") if refusal.html else JSON
-        found = [kind, (b"request-id", request_id.encode()), *headers]
+        found = (b"content-type: text/html\r\n" if refusal.html else JSON) + _request_id(request_id) + lines
         if refusal.retry_after is not None:
-            found.append((b"retry-after", b"%d" % refusal.retry_after))
+            found += b"retry-after: %d\r\n" % refusal.retry_after
         if refusal.should_retry is not None:
-            found.append((b"x-should-retry", b"true" if refusal.should_retry else b"false"))
-        exchange.plan_faults(cut_at=-1, cut_by="rst", chunk=0)
+            found += b"x-should-retry: true\r\n" if refusal.should_retry else b"x-should-retry: false\r\n"
         await exchange.start(refusal.status, found, length=len(body), close=refusal.status == 413)
         await exchange.write(body)
         exchange.finish()
 
-    def _identity(self, workspace: str) -> Headers:
-        return [
-            (b"anthropic-organization-id", self._organization().encode()),
-            (b"anthropic-workspace-id", b"wrkspc_" + workspace.encode()),
-        ]
+    def _identity(self, workspace: str) -> bytes:
+        return f"anthropic-organization-id: {self._organization()}\r\nanthropic-workspace-id: wrkspc_{workspace}\r\n".encode()
 
     def _organization(self) -> str:
         return f"00000000-0000-4000-8000-{self._seed % (1 << 48):012x}"
@@ -322,20 +318,23 @@ class _Turn:
     def facts(self) -> dict[str, Any]:
         return self.attempt.facts
 
-    def headers(self, clock: Clock) -> Headers:
+    def headers(self, clock: Clock) -> bytes:
         """The rate-limit headers, once the limits are known."""
         if self.limits is None:
-            return []
+            return b""
         return self.limits.headers(now_s=clock.monotonic_ns() / 1e9, wall_s=clock.now_us() / 1e6)
 
 
-def _bill(answer: Answer, tally: Tally, wanted: Directives) -> Bill:
-    usage, segments = tally.top_level(), tally.segments()
+def _request_id(ident: str) -> bytes:
+    return b"request-id: %s\r\n" % ident.encode()
+
+
+def _bill(answer: Answer, outcome: Outcome, wanted: Directives) -> Bill:
     return Bill(
         model=answer.model,
-        usage=usage,
-        segments=tally.billed(),
-        raw=usage_object(usage, answer, segments, wanted),
+        usage=outcome.usage,
+        segments=outcome.billed,
+        raw=usage_object(outcome, answer, wanted),
         service_tier=answer.service_tier,
         speed=answer.speed,
         inference_geo=answer.inference_geo,
@@ -393,6 +392,8 @@ async def run(simulator: Simulator, *, host: str, port: int, ready: Callable[[st
         simulator.stop()
         server.should_exit = True
 
+    # What was imported and built lives as long as the process: the collector need not look at it again.
+    gc.freeze()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from tokenweir.simulator.composition import Answer, Part, Tally
+from tokenweir.simulator.composition import Answer, Outcome, Part, Tally
 from tokenweir.simulator.directives import Directives
 from tokenweir.usage import Segment, Usage
 
@@ -30,12 +30,13 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
     done: bool = False
 
 
-def usage_object(usage: Usage, answer: Answer, segments: list[Segment], wanted: Directives) -> dict[str, Any]:
+def usage_object(outcome: Outcome, answer: Answer, wanted: Directives) -> dict[str, Any]:
     """The provider's usage of a finished message."""
+    usage = outcome.usage
     found = _input_counts(usage)
     found["cache_creation"] = {"ephemeral_5m_input_tokens": usage.cache_write_5m, "ephemeral_1h_input_tokens": usage.cache_write_1h}
     found["output_tokens"] = usage.output
-    _details(found, usage, answer, segments, wanted)
+    _details(found, outcome, answer, wanted)
     found["service_tier"] = answer.service_tier
     found["inference_geo"] = answer.inference_geo
     if answer.speed:
@@ -43,9 +44,8 @@ def usage_object(usage: Usage, answer: Answer, segments: list[Segment], wanted: 
     return found
 
 
-def message_object(answer: Answer, wanted: Directives) -> dict[str, Any]:
+def message_object(answer: Answer, outcome: Outcome, wanted: Directives) -> dict[str, Any]:
     """The whole message."""
-    tally = Tally(answer).add_all()
     message = {
         "id": answer.message_id,
         "type": "message",
@@ -55,7 +55,7 @@ def message_object(answer: Answer, wanted: Directives) -> dict[str, Any]:
         "stop_reason": answer.stop_reason,
         "stop_sequence": answer.stop_sequence,
         "stop_details": answer.stop_details,
-        "usage": usage_object(tally.top_level(), answer, tally.segments(), wanted),
+        "usage": usage_object(outcome, answer, wanted),
     }
     if wanted.no_usage:
         del message["usage"]
@@ -155,12 +155,12 @@ def _add_json_deltas(found: list[Frame], part: Part, index: int) -> None:
 
 
 def _ending(answer: Answer, wanted: Directives) -> list[bytes]:
-    tally = Tally(answer).add_all()
-    usage = tally.top_level()
+    outcome = Tally(answer).add_all().outcome()
+    usage = outcome.usage
     counts: dict[str, Any] = {} if wanted.bare_delta else _input_counts(usage)
     counts["output_tokens"] = usage.output
     if not wanted.bare_delta:
-        _details(counts, usage, answer, tally.segments(), wanted)
+        _details(counts, outcome, answer, wanted)
     delta = {"stop_reason": answer.stop_reason, "stop_sequence": answer.stop_sequence, "stop_details": answer.stop_details}
     last: dict[str, Any] = {"type": "message_delta", "delta": delta, "usage": counts}
     found = []
@@ -178,13 +178,13 @@ def _ending(answer: Answer, wanted: Directives) -> list[bytes]:
     return found
 
 
-def _details(found: dict[str, Any], usage: Usage, answer: Answer, segments: list[Segment], wanted: Directives) -> None:
+def _details(found: dict[str, Any], outcome: Outcome, answer: Answer, wanted: Directives) -> None:
     if answer.shows_thinking:
-        found["output_tokens_details"] = {"thinking_tokens": usage.thinking}
+        found["output_tokens_details"] = {"thinking_tokens": outcome.usage.thinking}
     if answer.shows_tools:
-        found["server_tool_use"] = {"web_search_requests": usage.web_searches, "web_fetch_requests": 0}
+        found["server_tool_use"] = {"web_search_requests": outcome.usage.web_searches, "web_fetch_requests": 0}
     if answer.shows_iterations:
-        found["iterations"] = [_iteration(segment, len(segments)) for segment in segments]
+        found["iterations"] = [_iteration(segment, len(outcome.segments)) for segment in outcome.segments]
     if wanted.unknown_usage:
         found["audio_input_tokens"] = 7
 
