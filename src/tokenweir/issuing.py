@@ -110,6 +110,7 @@ def revoke_key(directory: Directory, key: str, *, actor: str, now_us: Micros, te
 
 def list_keys(directory: Directory, *, team: str = "") -> list[KeyRecord]:
     """All keys, or those of one team; NotFound if there is no such team."""
+    team = _normal(team)
     keys = directory.keys(team=team)
     if team and not keys and team not in {one.team for one in directory.teams()}:
         raise NotFound(f"there is no team {team!r}; list them with: tokenweir team list")
@@ -118,7 +119,8 @@ def list_keys(directory: Directory, *, team: str = "") -> list[KeyRecord]:
 
 def show_key(directory: Directory, key: str, *, team: str = "") -> KeyRecord:
     """The key of that id, or the only one of that name; a live key goes before revoked ones of the same name."""
-    found = directory.keys(named=key, team=team)
+    key = _normal(key)
+    found = directory.keys(named=key, team=_normal(team))
     by_id = [one for one in found if one.key_id == key]
     live = [one for one in found if one.revoked_at_us is None]
     match by_id or live or found:
@@ -189,12 +191,16 @@ def checked_policy(*, models: Sequence[str], networks: Sequence[str], expires_at
 
 def checked_name(what: str, text: str) -> str:
     """The name, in one normal form and without surrounding space; raises ValueError if it is empty, too long or not printable."""
-    name = unicodedata.normalize("NFC", text).strip()
+    name = _normal(text)
     if not 1 <= len(name) <= NAME_LENGTH_MAX:
         raise ValueError(f"the name of the {what} takes 1 to {NAME_LENGTH_MAX} characters, not {len(name)}")
     if not name.isprintable():
         raise ValueError(f"the name of the {what} holds a character that cannot be printed: {name!r}")
     return name
+
+
+def _normal(text: str) -> str:
+    return unicodedata.normalize("NFC", text).strip()
 
 
 def checked_source(source: str) -> None:
