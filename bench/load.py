@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import collections
 import json
+import os
 import re
 import time
 from array import array
@@ -330,6 +331,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--url", required=True, help="where to send, http://HOST:PORT")
+    parser.add_argument("--core", type=int, default=None, help="run on this core alone")
     parser.add_argument("--key", default=upstream.UPSTREAM_KEY, help="what to send as x-api-key")
     parser.add_argument("--connections", type=int, default=64, help="connections at once; in the open loop the most there may be")
     parser.add_argument("--seconds", type=float, default=5.0, help="for how long requests are sent")
@@ -389,7 +391,10 @@ async def run(options: argparse.Namespace) -> dict[str, object]:
 
 def main() -> None:
     """Run as a process of its own."""
-    print(json.dumps(uvloop.run(run(arguments()))))
+    options = arguments()
+    if options.core is not None:
+        os.sched_setaffinity(0, {options.core})
+    print(json.dumps(uvloop.run(run(options))))
 
 
 if __name__ == "__main__":
