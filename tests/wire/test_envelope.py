@@ -158,9 +158,13 @@ def test_nested_fields_of_the_same_name_are_no_repetition():
     assert read_envelope(json.dumps(json.loads(body), indent=3).encode()).model == "claude-sonnet-5-5"
 
 
-def test_a_million_keys_are_read_in_linear_time():
-    body = b'{"model":"m",' + b",".join(b'"k%d": 1' % number for number in range(100_000)) + b"}"
-    assert read_envelope(body).model == "m"
+@pytest.mark.parametrize(("count", "read"), [(255, True), (256, False), (1_000_000, False)])
+def test_more_fields_than_any_request_has_are_refused(count, read):
+    body = b'{"model":"m",' + b",".join(b'"k%d": 1' % number for number in range(count)) + b"}"
+    if read:
+        assert read_envelope(body).model == "m"
+    else:
+        assert f"the body has {count + 1} top-level fields" in refusal_of(body)
 
 
 _KEYS = st.sampled_from(["model", "max_tokens", "stream", "x", "y", "messages", "é", 'q"q', "b\\"])

@@ -368,6 +368,24 @@ def test_numbers_beyond_any_machine_word_do_no_harm():
     assert reading_of(start().replace(b":25", b":" + digits), end(output_tokens=3)).certainty is Certainty.PARTIAL
 
 
+def test_a_swelling_usage_holds_no_memory():
+    meter = StreamMeter("asked-for")
+    meter.feed(start())
+    for number in range(2_000):
+        meter.feed(end(None, **{f"n{number}": 1, "input_tokens": -1}))
+    reading = meter.reading()
+    assert reading.metered is not None
+    assert reading.metered.usage.uncached_input == 25
+    assert len(json.loads(reading.raw_usage)) <= 256
+    assert len(reading.metered.flags) < 40
+    meter.feed(end(output_tokens=3, iterations=None, server_tool_use={"web_search_requests": 2}))
+    last = meter.reading().metered
+    assert last is not None
+    assert (last.usage.output, last.usage.web_searches) == (3, 2)
+    assert reading_of(start(), end(output_tokens=3, note="x" * 300_000)).raw_usage == b""
+    assert read_message(answer(usage={**START_USAGE, "note": "x" * 300_000}), requested_model="m").raw_usage == b""
+
+
 @given(st.binary(max_size=200), st.integers(0, 6))
 def test_noise_in_a_stream_never_raises(noise, place):
     parts = [start(), BLOCK, text("Hi"), end(output_tokens=15), STOP]

@@ -25,6 +25,8 @@ COUNT_MAX = 2**53
 """Integers beyond this are not the same number in every JSON reader."""
 MODEL_CHARS_MAX = 256
 WORD_CHARS_MAX = 64
+MEMBERS_MAX = 256
+"""The provider knows about thirty top-level fields."""
 
 IMAGE_TOKENS_MAX = 4_784
 """The most visual tokens of one image on any model."""
@@ -79,7 +81,7 @@ def read_envelope(body: bytes, *, needs_model: bool = True) -> Envelope:
     spoken: bytes | msgspec.Raw = text if ambiguous else b"" if messages is None else messages
     kinds = _KINDS.findall(spoken)
     tools = _read_tools(get("tools"))
-    fallbacks = _fallback_models(get("fallbacks"))
+    rare = _NOTHING_RARE if _RARE.isdisjoint(members) else _read_rare(members)
     return Envelope(
         model=model,
         max_tokens=None if (raw := get("max_tokens")) is None else _max_tokens(raw),
@@ -88,14 +90,14 @@ def read_envelope(body: bytes, *, needs_model: bool = True) -> Envelope:
         inference_geo="" if (raw := get("inference_geo")) is None else _word("inference_geo", raw),
         service_tier="" if (raw := get("service_tier")) is None else _word("service_tier", raw),
         body_bytes=len(body),
-        server_tools=tools.server or _given(get("mcp_servers")) or not _SOURCE_KINDS.issuperset(kinds),
-        remote_sources=_given(get("container")) or _given(get("thread")) or not _REMOTE_KINDS.isdisjoint(kinds) or _has_pdf(kinds, spoken),
+        server_tools=tools.server or rare.server or not _SOURCE_KINDS.issuperset(kinds),
+        remote_sources=rare.remote or not _REMOTE_KINDS.isdisjoint(kinds) or _has_pdf(kinds, spoken),
         cache_ttl=_cache_ttl(text),
         images=kinds.count(b"image") if kinds else 0,
         provided_tools=tools.provided,
         web_searches_max=tools.web_searches,
-        passes=1 + _may_compact(members) + len(fallbacks),
-        other_models=fallbacks + tools.models,
+        passes=1 + rare.compacts + len(rare.fallbacks),
+        other_models=rare.fallbacks + tools.models,
     )
 
 
@@ -153,6 +155,8 @@ def _prove_read_once(body: bytes, members: _Members) -> None:
     The decoder keeps the last of equal keys, another reader may keep the first. If the members written without any space are as long as the body, there
     was room for nothing else. Otherwise walk over the body, matching each kept value in place: a repeated field cannot fit the walk.
     """
+    if len(members) > MEMBERS_MAX:
+        raise InvalidRequest(f"the body has {len(members)} top-level fields; at most {MEMBERS_MAX} are read")
     length = 1 + 4 * len(members) if members else 2
     for key, value in members.items():
         length += len(key) + len(value)
@@ -272,9 +276,28 @@ def _given(raw: msgspec.Raw | None) -> bool:
     return raw is not None and bytes(memoryview(raw)[:4]) not in (b"null", b"[]", b"{}")
 
 
-def _may_compact(members: _Members) -> bool:
-    edits = members.get("context_management")
-    return _given(members.get("compaction")) or (edits is not None and _COMPACT.search(edits) is not None)
+class _Rare(msgspec.Struct, frozen=True):
+    """What fields say that few requests have."""
+
+    server: bool = False
+    remote: bool = False
+    compacts: bool = False
+    fallbacks: tuple[str, ...] = ()
+
+
+_NOTHING_RARE = _Rare()
+_RARE = frozenset({"mcp_servers", "container", "thread", "compaction", "context_management", "fallbacks"})
+
+
+def _read_rare(members: _Members) -> _Rare:
+    get = members.get
+    edits = get("context_management")
+    return _Rare(
+        server=_given(get("mcp_servers")),
+        remote=_given(get("container")) or _given(get("thread")),
+        compacts=_given(get("compaction")) or (edits is not None and _COMPACT.search(edits) is not None),
+        fallbacks=_fallback_models(get("fallbacks")),
+    )
 
 
 # What lies deeper: searched for, not decoded. Every search errs on the dear side.

@@ -2,7 +2,7 @@
 
 The rule: a client library decides by status, `x-should-retry` and `retry-after` what to do next, so each of our refusals must make it do the right thing.
 What will fail again is marked `x-should-retry: false`; what may pass soon carries a short `retry-after`. Messages of ours begin with "Tokenweir: ", so
-that nobody takes them for the provider's. Change together with `errors.py` (the failures) and docs/ERRORS.md.
+that nobody takes them for the provider's. Change together with `errors.py` (the failures).
 """
 
 from __future__ import annotations

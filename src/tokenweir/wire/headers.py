@@ -3,7 +3,7 @@
 Both directions are allow-lists: what is not named here does not pass. Credentials, cookies, forwarding headers, hop-by-hop headers (with whatever
 `Connection` names) and headers that choose an organization or workspace never go up; the provider's rate limits, identities and cookies never come down,
 since they are those of the shared account and not of the caller. Headers are lists of lower-case byte pairs, as ASGI has them.
-Change together with docs/GATEWAY.md, which lists them.
+Change together with `gateway/upstream.py` (who sends them) and `gateway/relay.py` (who adds ours).
 """
 
 from __future__ import annotations

@@ -16,12 +16,16 @@ import msgspec
 from tokenweir.errors import InvalidRequest
 from tokenweir.usage import Certainty, Metered
 from tokenweir.wire.sse import SseScanner, parse_event
-from tokenweir.wire.usage_fields import COUNTS, DETAILS, FLAG_BAD_FIELD, JsonObject, is_bad, is_count, read_metered
+from tokenweir.wire.usage_fields import COUNTS, DETAILS, FLAG_BAD_FIELD, KNOWN, JsonObject, is_bad, is_count, read_metered
 
 CHARS_PER_TOKEN = 4
 """The customary floor for output that was streamed and never counted."""
 ID_CHARS_MAX = 128
 MODEL_CHARS_MAX = 256
+FIELDS_MAX = 256
+"""Fields of a usage object that are kept; the provider has about a dozen."""
+RAW_USAGE_BYTES_MAX = 256 * 1024
+"""A larger usage object is read, and not kept: no honest one comes near, and it would fill the journal."""
 
 FLAG_RESTARTED = "stream_restarted"
 """A second `message_start` came; the counts are those of the last message."""
@@ -132,7 +136,7 @@ class StreamMeter:
         if not isinstance(message, dict):
             return
         if self.opened:
-            self._flags.append(FLAG_RESTARTED)
+            self._note(FLAG_RESTARTED)
         self.opened = True
         self.final = self._blocks = self._counted = False
         self._chars = 0
@@ -160,11 +164,16 @@ class StreamMeter:
         merged = self._usage if self._usage is not None else {}
         for name, field in usage.items():
             if field is None:
-                merged.setdefault(name, None)
+                if len(merged) < FIELDS_MAX:
+                    merged.setdefault(name, None)
             elif (name in COUNTS and not is_count(field)) or (name in DETAILS and not isinstance(field, dict)):
-                self._flags.append(f"{FLAG_BAD_FIELD}:{name}")
-            else:
+                self._note(f"{FLAG_BAD_FIELD}:{name}")
+            elif name in merged or name in KNOWN or len(merged) < FIELDS_MAX:
                 merged[name] = field
+
+    def _note(self, flag: str) -> None:
+        if flag not in self._flags:
+            self._flags.append(flag)
 
     def _fail(self, value: JsonObject, data: bytes) -> None:
         error = value.get("error")
@@ -207,8 +216,7 @@ def _streamed_chars(event: bytes) -> int:
         return max(0, len(event) - 120)
     key = event[start - 9 : start]
     if key.endswith(_TEXT_KEYS):
-        chars = len(event) - start - 6
-        return chars if chars > 0 else 0
+        return max(0, len(event) - start - 6)
     return 0 if b"signature" in key or b"citations_delta" in event else max(0, len(event) - 120)
 
 
@@ -279,11 +287,12 @@ def _error_type(body: bytes) -> str:
 
 
 def _compact(raw: msgspec.Raw) -> bytes:
-    return msgspec.json.format(bytes(raw), indent=-1)
+    return b"" if len(raw) > RAW_USAGE_BYTES_MAX else msgspec.json.format(bytes(raw), indent=-1)
 
 
 def _encode(value: JsonObject) -> bytes:
     try:
-        return msgspec.json.encode(value)
-    except (OverflowError, ValueError, UnicodeEncodeError, RecursionError):
-        return json.dumps(value, separators=(",", ":")).encode()
+        encoded = msgspec.json.encode(value)
+    except (OverflowError, ValueError, RecursionError):
+        encoded = json.dumps(value, separators=(",", ":")).encode()
+    return encoded if len(encoded) <= RAW_USAGE_BYTES_MAX else b""

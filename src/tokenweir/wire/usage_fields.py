@@ -38,7 +38,7 @@ DETAILS: dict[str, frozenset[str]] = {
     "server_tool_use": frozenset({"web_search_requests", "web_fetch_requests", "code_execution_requests"}),
 }
 _WORDS = ("service_tier", "speed", "inference_geo")
-_KNOWN = COUNTS | DETAILS.keys() | {*_WORDS, "iterations", "fallback_credit"}
+KNOWN = COUNTS | DETAILS.keys() | {*_WORDS, "iterations", "fallback_credit"}
 _KNOWN_OF_ITERATION = COUNTS | {"cache_creation", "output_tokens_details", "server_tool_use", "type", "model", *_WORDS}
 
 _ADDED = frozenset({"compaction", "advisor_message"})
@@ -50,7 +50,7 @@ def read_metered(usage: JsonObject, *, model: str, empty_refusal: bool = False) 
     """What a usage object says, and what of it is billed. `model` is the one the answer names."""
     flags: list[str] = []
     top = _read_counts(usage, "", flags)
-    _note_unknown(usage, _KNOWN, "", flags)
+    _note_unknown(usage, KNOWN, "", flags)
     service_tier, speed, inference_geo = (_word(usage, name, flags) for name in _WORDS)
     if usage.get("fallback_credit") is not None:
         _flag(flags, FLAG_FALLBACK_CREDIT)
