@@ -12,6 +12,7 @@ import re
 import string
 import traceback
 from collections import Counter
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -40,6 +41,13 @@ def test_a_hundred_thousand_tokens_are_unique_match_the_published_pattern_and_ar
         counts = Counter(columns[position])
         chi_squared = sum((counts[digit] - expected) ** 2 / expected for digit in ALPHABET)
         assert chi_squared < 130, position  # 61 degrees of freedom: above 130 once in 10^6 per position, and the seed is fixed
+
+
+def test_the_published_pattern_and_the_example_in_the_documentation_are_right():
+    text = (Path(__file__).parents[1] / "docs" / "KEYS.md").read_text("utf-8")
+    assert f"`{key_tokens.PATTERN}`" in text
+    (example,) = set(re.findall(r"^    (tw_\w+)$", text, re.MULTILINE))
+    assert check(example)
 
 
 def test_the_secret_has_at_least_160_random_bits():
@@ -117,7 +125,9 @@ def test_a_hint_holds_nothing_of_the_secret(part: str, random_bytes: bytes):
 CANARY = "tw_canary-7f3a"
 
 
-@pytest.mark.parametrize("show", [repr, str, "{}".format, "{!r:>40}".format, lambda s: f"{s} {s!r} {s!s:>9}", lambda s: str([s]), lambda s: str({"k": s})])
+@pytest.mark.parametrize(
+    "show", [repr, str, "{}".format, "{!r:>40}".format, lambda s: f"{s} {s!r} {s!s:>9}", lambda s: str([s]), lambda s: str({"k": s})]
+)
 def test_a_secret_never_shows_its_text(show):
     assert CANARY not in show(Secret(CANARY))
 

@@ -104,6 +104,13 @@ def open_secrets(settings: Settings) -> FileVault:
     return open_vault(settings)
 
 
+def open_pepper(settings: Settings, directory: SqlDirectory) -> bytes:
+    """The pepper, once it is known to be the one of this directory; raises SettingsInvalid if it is another one."""
+    pepper = open_vault(settings).pepper
+    directory.require_pepper(pepper)
+    return pepper
+
+
 def has_secrets(settings: Settings) -> bool:
     """Whether the pepper and the sealing key have been made."""
     return all((secrets_dir(settings) / name).exists() for name in (PEPPER_FILE, SEAL_FILE))

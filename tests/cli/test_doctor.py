@@ -121,6 +121,15 @@ def test_an_exposed_secret_is_a_failure(examine, tmp_path, name):
     assert "chmod 600" in found["detail"]
 
 
+def test_a_pepper_that_was_lost_and_made_anew_is_a_failure_and_stops_the_issuing_of_keys(examine, tmp_path):
+    make_key()
+    (tmp_path / "tw" / "secrets" / "pepper").unlink()
+    refused = CliRunner().invoke(tokenweir, ["key", "create", "--team", "a", "--name", "c"])
+    assert refused.exit_code == 2
+    assert "not the one" in refused.stderr
+    assert "not the one" in examine()["secrets"]["detail"]
+
+
 @pytest.mark.parametrize(("mode", "state"), [(0o755, "warn"), (0o777, "fail")])
 def test_an_open_data_directory_is_pointed_out(examine, tmp_path, mode, state):
     make_key()

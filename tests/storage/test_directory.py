@@ -17,7 +17,7 @@ import pytest
 
 from databases import DATABASES, settings_for
 from tokenweir import app, issuing, key_tokens
-from tokenweir.errors import Conflict, NotFound, StoreUnavailable, Unauthenticated
+from tokenweir.errors import Conflict, NotFound, SettingsInvalid, StoreUnavailable, Unauthenticated
 from tokenweir.gateway.authentication import Authenticator
 from tokenweir.key_tokens import Secret
 from tokenweir.policies import Policy
@@ -315,6 +315,13 @@ def test_no_token_no_secret_and_no_upstream_key_is_in_the_database(office, tmp_p
     assert CANARY.encode() not in stored
     assert CANARY.encode().hex().encode() not in stored
     assert app.open_secrets(office.settings).pepper not in stored
+
+
+def test_another_pepper_than_the_first_is_refused(office):
+    office.directory.require_pepper(b"a" * 32)
+    office.directory.require_pepper(b"a" * 32)
+    with pytest.raises(SettingsInvalid, match="pepper"):
+        office.directory.require_pepper(b"b" * 32)
 
 
 def test_a_name_that_looks_like_sql_is_a_name(office):

@@ -124,7 +124,10 @@ def _secrets(settings: Settings) -> Iterator[Finding]:
             "secrets", "warn", "there are no pepper and sealing key yet", "tokenweir serve makes them; copy them to a safe place afterwards"
         )
         return
-    wiring.open_secrets(settings)
+    pepper = wiring.open_secrets(settings).pepper
+    if wiring.examine_database(settings) == []:
+        with closing(wiring.open_directory(settings)) as directory:
+            directory.require_pepper(pepper, remember=False)
     yield Finding("secrets", "ok", "pepper and sealing key are there, whole, and private")
 
 

@@ -58,7 +58,7 @@ def create(
     with closing(wiring.open_directory(settings)) as directory:
         issued = issuing.issue_key(
             directory,
-            wiring.open_secrets(settings).pepper,
+            wiring.open_pepper(settings, directory),
             team=team,
             name=name,
             organization=organization,
@@ -95,7 +95,7 @@ def rotate(
     with closing(wiring.open_directory(settings)) as directory:
         issued = issuing.rotate_key(
             directory,
-            wiring.open_secrets(settings).pepper,
+            wiring.open_pepper(settings, directory),
             key,
             team=team,
             overlap_ms=overlap_ms,

@@ -7,6 +7,7 @@ Asking for changes when there are none is one read of one row. Change with it: `
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
@@ -15,7 +16,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, Engine, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from tokenweir.errors import Conflict, NotFound
+from tokenweir.errors import Conflict, NotFound, SettingsInvalid
 from tokenweir.periods import Micros, format_instant
 from tokenweir.policies import Policy
 from tokenweir.ports import (
@@ -30,7 +31,10 @@ from tokenweir.ports import (
 )
 from tokenweir.principals import Principal
 from tokenweir.storage.engine import reading, writing
-from tokenweir.storage.schema import AUDIT, CREDENTIALS, DIRECTORY_REVISION, KEY_SECRETS, KEYS, ORGANIZATIONS, TEAMS
+from tokenweir.storage.schema import AUDIT, CREDENTIALS, DIRECTORY_REVISION, KEY_SECRETS, KEYS, META, ORGANIZATIONS, TEAMS
+
+PEPPER_CHECK: Final = "pepper_check"
+"""Name of the row of `meta` that says which pepper the digests were made with; it tells nothing of the pepper itself."""
 
 Audited: TypeAlias = Callable[[str, str, object, object], None]
 """Record an action on a subject, with before and after."""
@@ -46,6 +50,29 @@ class SqlDirectory:
     def close(self) -> None:
         """Give back the connections."""
         self._engine.dispose()
+
+    def require_pepper(self, pepper: bytes, *, remember: bool = True) -> None:
+        """Raise SettingsInvalid if the digests here were made with another pepper; the first pepper that comes is remembered by a check value.
+
+        Without this, a lost pepper that was made anew, or a second host without a copy of it, would look like a directory of unknown keys.
+        """
+        value = hmac.digest(pepper, b"tokenweir: which pepper is this", "sha256").hex()[:16]
+        asked = select(META.c.value).where(META.c.name == PEPPER_CHECK)
+        with reading(self._engine) as connection:
+            known = connection.execute(asked).scalar()
+        if known is None:
+            if not remember:
+                return
+            with writing(self._engine) as connection:
+                connection.execute(_REVISION_LOCK)
+                known = connection.execute(asked).scalar()
+                if known is None:
+                    connection.execute(insert(META).values(name=PEPPER_CHECK, value=value))
+                    return
+        if not hmac.compare_digest(known, value):
+            raise SettingsInvalid(
+                "the pepper is not the one that the keys in this database were made with; put back the file `pepper` from your copy, or set secrets_dir"
+            )
 
     # What the gateway follows.
 
@@ -236,6 +263,8 @@ class SqlDirectory:
 # Questions, built once: SQLAlchemy compiles each a single time.
 
 _LATEST: Final = select(DIRECTORY_REVISION.c.revision)
+_REVISION_LOCK: Final = update(DIRECTORY_REVISION).values(revision=DIRECTORY_REVISION.c.revision)
+"""Changes nothing, and makes every other writer wait."""
 _ADVANCE: Final = update(DIRECTORY_REVISION).values(revision=DIRECTORY_REVISION.c.revision + 1).returning(DIRECTORY_REVISION.c.revision)
 
 _KEYS: Final = (
