@@ -11,9 +11,9 @@ import asyncio
 from collections.abc import Sequence
 
 import msgspec
+from msgspec.structs import replace
 
-from tokenweir.errors import ShuttingDown, UpstreamCut, UpstreamError, UpstreamUnreachable
-from tokenweir.gateway.exchange import ClientGone
+from tokenweir.errors import UpstreamCut, UpstreamError, UpstreamUnreachable
 from tokenweir.gateway.passage import Passage
 from tokenweir.gateway.upstream import ResponseHead, UpstreamClient, UpstreamConnection
 from tokenweir.metering.journal import JournalWriter
@@ -26,6 +26,8 @@ from tokenweir.wire.headers import UPSTREAM_REQUEST_ID, Headroom, read_headroom
 from tokenweir.wire.messages import StreamMeter
 
 REFUSAL_BYTES_MAX = 1024 * 1024
+OPENING_BYTES_MAX = 1024
+"""Of a stream that says nothing yet: about 25 pings. The client gives up after 300 s of silence, and pings come every 10 s or so."""
 _CONNECT_AGAIN_S = (0.05, 0.2)
 _HEADROOM = tuple(HEADROOM.labels(resource) for resource in ("requests", "input_tokens", "output_tokens"))
 
@@ -74,24 +76,25 @@ class Courier:
     async def deliver(self, passage: Passage, outgoing: Outgoing, ticket: Ticket | None) -> Answer | Refusal:
         """Send until there is an answer or a refusal to hand on.
 
-        Raises UpstreamError, JournalFull, JournalBroken; ClientGone when the client left before an answer began. Attempts are settled in each case.
+        Raises UpstreamError, JournalFull, JournalBroken; ClientGone or ShuttingDown when the request was ended before an answer began. Attempts
+        are settled in each case.
         """
         attempt_no = 0
         while True:
             attempt_no += 1
             connection = await self._connect(passage, attempt_no)
-            attempt = await self._open(ticket, connection)
-            passage.take(connection)
+            attempt = await self._send(passage, connection, outgoing, ticket)
             try:
-                connection.send(outgoing.method, outgoing.target, outgoing.headers, outgoing.body)
-                result = await self._first_answer(connection, attempt, ticket)
+                head = await connection.head()
             except UpstreamError as error:
-                _settle(attempt, Outcome(error_type=error.code, cut=passage.cut_by))
-                _raise_if_ended(passage)
-                if isinstance(error, UpstreamCut) and getattr(error, "stale", False) and attempt_no < self._settings.attempts_max:
+                # Bytes that never left cost nothing; behind a kept connection that had ended there may still have been a reader.
+                await self._settle(attempt, Outcome(refused=not connection.bytes_sent, error_type=error.code, cut=passage.cut_by))
+                passage.go_on()
+                if attempt_no < self._settings.attempts_max and (not connection.bytes_sent or (isinstance(error, UpstreamCut) and error.stale)):
                     RETRIES.labels("stale_connection").inc()
                     continue
                 raise
+            result = await self._first_answer(passage, connection, head, attempt, ticket)
             if isinstance(result, Answer):
                 return result
             wait_ms = decide_retry(
@@ -107,81 +110,85 @@ class Courier:
                 return result
             RETRIES.labels("refusal").inc()
             await asyncio.sleep(wait_ms / 1000)
-            _raise_if_ended(passage)
 
     async def _connect(self, passage: Passage, attempt_no: int) -> UpstreamConnection:
         """A connection that nothing has been sent on; a failed connect may be tried again, because it costs nothing."""
         for pause_s in (*_CONNECT_AGAIN_S[: self._settings.attempts_max - attempt_no], None):
+            passage.go_on()
             try:
-                connection = await self._upstream.acquire()
+                return await self._upstream.acquire()
             except UpstreamUnreachable:
                 if pause_s is None:
                     raise
                 RETRIES.labels("connect").inc()
                 await asyncio.sleep(pause_s)
-                _raise_if_ended(passage)
-                continue
-            if passage.ended_by:
-                connection.abort()
-                _raise_if_ended(passage)
-            return connection
         raise UpstreamUnreachable
 
-    async def _open(self, ticket: Ticket | None, connection: UpstreamConnection) -> Attempt | None:
-        """Journal the intent; if that fails, nothing has been sent and the connection is given up."""
-        if ticket is None:
-            return None
+    async def _send(self, passage: Passage, connection: UpstreamConnection, outgoing: Outgoing, ticket: Ticket | None) -> Attempt | None:
+        """Journal the intent, then send. If it fails before any byte has left, the attempt is settled as one that cost nothing."""
+        attempt: Attempt | None = None
         try:
-            attempt = ticket.open_attempt()
-            if self._strict:
-                await self._journal.durable()
+            passage.go_on()
+            if ticket is not None:
+                attempt = ticket.open_attempt()
+                if self._strict:
+                    await self._journal.durable()
+                    passage.go_on()
+            connection.send(outgoing.method, outgoing.target, outgoing.headers, outgoing.body)
         except BaseException:
+            unsent = not connection.bytes_sent
             connection.abort()
+            if attempt is not None:
+                attempt.settle(Outcome(refused=unsent, error_type="not_sent" if unsent else "gateway_failure", cut=passage.ended_by or "gateway"))
             raise
+        passage.take(connection)
         return attempt
 
-    async def _first_answer(self, connection: UpstreamConnection, attempt: Attempt | None, ticket: Ticket | None) -> Answer | Refusal:
-        head = await connection.head()
+    async def _first_answer(
+        self, passage: Passage, connection: UpstreamConnection, head: ResponseHead, attempt: Attempt | None, ticket: Ticket | None
+    ) -> Answer | Refusal:
+        """Look at the answer as far as it takes to know whether it is one."""
         _note_headroom(read_headroom(head.headers))
         upstream_id = _header(head, UPSTREAM_REQUEST_ID)
+        outcome = Outcome(status=head.status, upstream_request_id=upstream_id, first_byte_us=head.first_byte_us)
         if not 200 <= head.status < 300:
             body = await _read_refusal(connection)
             kind, _ = read_fault(head.status, body)
-            outcome = Outcome(
-                status=head.status,
-                refused=True,
-                upstream_request_id=upstream_id,
-                error_type=kind or f"http_{head.status}",
-                first_byte_us=head.first_byte_us,
-            )
-            _settle(attempt, outcome)
+            await self._settle(attempt, replace(outcome, refused=True, error_type=kind or f"http_{head.status}"))
             return Refusal(head.status, head.headers, body, upstream_id)
         if ticket is None or not _header(head, b"content-type").startswith("text/event-stream"):
             return Answer(head, connection, attempt, upstream_id, None, b"")
         stream = StreamMeter(ticket.envelope.model)
-        opening = b""
-        while not stream.head_known:
-            chunk = await connection.read()
-            if not chunk:
-                break
-            opening += chunk
-            stream.feed(chunk)
+        try:
+            opening = await _read_opening(connection, stream)
+        except UpstreamError as error:
+            await self._settle(attempt, replace(outcome, error_type=error.code, cut=passage.cut_by))
+            passage.go_on()
+            raise
         if stream.head_error is None:
             return Answer(head, connection, attempt, upstream_id, stream, opening)
         kind, error_body = stream.head_error
         connection.abort()
-        _settle(
-            attempt,
-            Outcome(
-                status=head.status,
-                refused=True,
-                upstream_request_id=upstream_id,
-                error_type=kind or "error",
-                first_byte_us=head.first_byte_us,
-            ),
-        )
-        headers = [(b"content-type", b"application/json")]
-        return Refusal(status_of_error(kind), headers, error_body, upstream_id)
+        await self._settle(attempt, replace(outcome, refused=True, error_type=kind or "error"))
+        return Refusal(status_of_error(kind), [(b"content-type", b"application/json")], error_body, upstream_id)
+
+    async def _settle(self, attempt: Attempt | None, outcome: Outcome) -> None:
+        if attempt is not None:
+            attempt.settle(outcome)
+            if self._strict:
+                await self._journal.durable()
+
+
+async def _read_opening(connection: UpstreamConnection, stream: StreamMeter) -> bytes:
+    """What comes up to the first event that says something. Pings are held back with it, but not so many that the client would think us dead."""
+    opening = b""
+    while not stream.head_known and len(opening) <= OPENING_BYTES_MAX:
+        chunk = await connection.read()
+        if not chunk:
+            raise UpstreamCut("The provider's answer ended before it had begun.")
+        opening += chunk
+        stream.feed(chunk)
+    return opening
 
 
 def _header(head: ResponseHead, wanted: bytes) -> str:
@@ -209,15 +216,3 @@ async def _read_refusal(connection: UpstreamConnection) -> bytes:
     except UpstreamError:
         connection.abort()
     return body
-
-
-def _settle(attempt: Attempt | None, outcome: Outcome) -> None:
-    if attempt is not None:
-        attempt.settle(outcome)
-
-
-def _raise_if_ended(passage: Passage) -> None:
-    if passage.ended_by == "client":
-        raise ClientGone
-    if passage.ended_by == "shutdown":
-        raise ShuttingDown

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from typing import Literal, Self
 
-from tokenweir.gateway.exchange import Exchange
+from tokenweir.errors import ShuttingDown
+from tokenweir.gateway.exchange import ClientGone, Exchange
 from tokenweir.gateway.upstream import UpstreamConnection
 from tokenweir.settings import GatewaySettings
 from tokenweir.telemetry import CLIENTS_LEFT, OPEN_REQUESTS
@@ -69,6 +70,11 @@ class Passage:
     def __enter__(self) -> Self:
         self._all.add(self)
         self.exchange.when_gone(self.client_left)
+        # What happened before we could be told: nobody calls again.
+        if self._all.stopping:
+            self.ended_by = "shutdown"
+        elif self.exchange.gone:
+            self.ended_by = "client"
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -83,6 +89,13 @@ class Passage:
     def cut_by(self) -> str:
         """Who is to blame for a cut: the client, our shutdown, or else the provider."""
         return self.ended_by or "upstream"
+
+    def go_on(self) -> None:
+        """Raises ClientGone or ShuttingDown if the request was ended meanwhile."""
+        if self.ended_by == "client":
+            raise ClientGone
+        if self.ended_by == "shutdown":
+            raise ShuttingDown
 
     def take(self, connection: UpstreamConnection) -> None:
         """From now on an early end closes this connection."""

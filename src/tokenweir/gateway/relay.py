@@ -7,11 +7,12 @@ never made to look complete.
 
 from __future__ import annotations
 
-from tokenweir.errors import UpstreamError
+from tokenweir.errors import UpstreamCut, UpstreamError
 from tokenweir.gateway.delivery import Answer, Refusal
 from tokenweir.gateway.passage import Passage
 from tokenweir.metering.journal import JournalWriter
 from tokenweir.metering.meter import Attempt, Outcome
+from tokenweir.usage import Certainty
 from tokenweir.wire.faults import stream_fault
 from tokenweir.wire.headers import forward_response_headers
 from tokenweir.wire.messages import Reading, StreamMeter, read_message
@@ -53,13 +54,16 @@ class Relay:
                 last = chunk
                 chunk = await connection.read()
                 over = meter.feed(chunk) if chunk else over
+            if not settled and not meter.final and meter.reading().certainty is not Certainty.EXACT:
+                # Where a length is not framed, this is all that tells a cut from an end.
+                raise UpstreamCut("The provider's answer ended before it was complete.")
         except UpstreamError as error:
             if not settled:
                 await self._settle(attempt, _outcome(passage, answer, meter.reading(), error_type=error.code, cut=passage.cut_by))
                 await _end_broken_stream(passage, last, error)
                 return
         if not settled:
-            await self._settle(attempt, _outcome(passage, answer, meter.reading(), cut="" if meter.reading().final else "upstream"))
+            await self._settle(attempt, _outcome(passage, answer, meter.reading()))
         await exchange.finish()
 
     async def _whole(self, passage: Passage, answer: Answer, requested_model: str) -> None:
@@ -87,6 +91,7 @@ class Relay:
             if exchange.started:
                 exchange.cut()
                 return
+            passage.go_on()
             raise
         if attempt is not None:
             reading = read_message(b"".join(pieces), requested_model=requested_model) if size <= JSON_BYTES_MAX else None

@@ -24,6 +24,11 @@ FLAG_UNKNOWN = "unknown"
 FLAG_UNPRICED = "unpriced"
 """No rate was known for the model; booked at the stated conservative rate until re-rated."""
 
+FLAG_REVERSAL = "reversal"
+"""An adjustment that takes back all that was booked for the attempt so far, from the cell it was booked in."""
+FLAG_REBOOKING = "rebooking"
+"""An adjustment that books the attempt anew, after its reversal: another model, certainty or state of pricing, hence another cell."""
+
 
 class Intent(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """An attempt is about to be sent: who, what, and the most it can cost."""
@@ -73,7 +78,7 @@ class Settlement(msgspec.Struct, frozen=True, array_like=True, tag=2):
     stop_reason: str = ""
     error_type: str = ""
     cut: str = ""
-    """Who ended it early: `client`, `upstream`, `shutdown`; empty if nobody did."""
+    """Who ended it early: `client`, `upstream`, `shutdown`, `gateway` (it failed); empty if nobody did."""
     first_byte_us: int = 0
     """Time from sending to the first byte of the answer; 0 if none came."""
     flags: tuple[str, ...] = ()

@@ -62,7 +62,7 @@ class Outcome(msgspec.Struct, frozen=True):
     upstream_request_id: str = ""
     error_type: str = ""
     cut: str = ""
-    """`client`, `upstream` or `shutdown` if it was ended early."""
+    """`client`, `upstream`, `shutdown` or `gateway` (a fault of ours) if it was ended early."""
     first_byte_us: int = 0
 
 
@@ -121,12 +121,14 @@ class Meter:
             cost = max(cost, ceiling_cost(self._card, model, ceiling, at_us=now_us, speed=envelope.speed, inference_geo=envelope.inference_geo))
         return cost
 
-    def settle(self, intent: Intent, outcome: Outcome) -> Settlement:
-        """Journal how the attempt ended. The caller guarantees that it does so once."""
-        settlement = conclude(self._card, intent, outcome, now_us=self._clock.now_us())
+    def conclude(self, intent: Intent, outcome: Outcome) -> Settlement:
+        """What is to be booked for the attempt, as of now."""
+        return conclude(self._card, intent, outcome, now_us=self._clock.now_us())
+
+    def book(self, settlement: Settlement) -> None:
+        """Journal how an attempt ended. The caller guarantees that it does so once."""
         self._journal.append_settlement(settlement)
         _count(settlement)
-        return settlement
 
 
 class Attempt:
@@ -143,8 +145,10 @@ class Attempt:
         """Journal the outcome; raises RuntimeError if the attempt is settled already, because then usage would be booked twice."""
         if self.state is not State.OPEN:
             raise RuntimeError(f"attempt {self.intent.attempt_id} is settled already")
+        # An outcome that cannot be priced leaves the attempt open, and so at its ceiling; a journal that fails is not asked a second time.
+        settlement = self._meter.conclude(self.intent, outcome)
         self.state = State.SETTLED
-        self._meter.settle(self.intent, outcome)
+        self._meter.book(settlement)
 
 
 class Ticket:
