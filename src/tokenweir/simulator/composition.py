@@ -181,7 +181,7 @@ def compose(ask: Ask, split: Split, wanted: Directives, *, seed: int, attempt: i
         service_tier=wanted.tier or "standard",
         inference_geo=wanted.geo or ask.geo,
         speed=wanted.speed or ask.speed,
-        shows_thinking=ask.thinking or bool(wanted.thinking),
+        shows_thinking=ask.thinking or any(part.kind == "thinking" for part in parts),
         shows_tools=ask.searchable or wanted.searches is not None,
         shows_iterations=ask.iterations or len(stages) > 1,
         caching=ask.caching,
