@@ -191,11 +191,16 @@ def _read_iterations(usage: JsonObject, top: Usage, model: str, flags: list[str]
     serving = next((segment.model for segment in reversed(read) if segment.kind in _ANSWERING), model)
     last_fallback = max((index for index, segment in enumerate(read) if segment.kind == "fallback_message"), default=-1)
     # An attempt that declined before it said anything is listed and not billed: another model then answered in its place.
-    billed = [
-        segment
+    declined = {
+        index
         for index, segment in enumerate(read)
-        if not (index < last_fallback and segment.kind in _ANSWERING and segment.usage.output == 0 and segment.model != serving)
-    ]
+        if index < last_fallback and segment.kind in _ANSWERING and segment.usage.output == 0 and segment.model != serving
+    }
+    if declined and model not in {read[index].model for index in declined}:
+        # The answer itself names who answered; a stream names the model that it began with, which is then the one that declined.
+        serving = model
+        read[last_fallback] = msgspec.structs.replace(read[last_fallback], model=model)
+    billed = [segment for index, segment in enumerate(read) if index not in declined]
     answered = [segment.usage for segment in billed if segment.kind not in _ADDED]
     if not answered or _tokens(top) not in (_tokens(*answered), _tokens(answered[-1])):
         _flag(flags, FLAG_ITERATIONS_MISMATCH)
