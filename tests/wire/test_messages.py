@@ -296,6 +296,14 @@ def test_an_estimate_never_lowers_what_was_stated():
     assert (reading.metered.usage.output, reading.certainty) == (70, Certainty.PARTIAL)
 
 
+def test_a_stop_reason_without_counts_is_not_exact():
+    """The placeholder of message_start is no final count, whatever the stream says of its end."""
+    for last in (end("end_turn"), event("message_delta", delta={"stop_reason": "end_turn"}, usage=None)):
+        reading = reading_of(start(), text("x" * 40), last, STOP)
+        assert reading.metered is not None
+        assert (reading.certainty, reading.metered.usage.output, reading.final) == (Certainty.PARTIAL, 10, True)
+
+
 def test_an_error_in_the_middle_is_final_and_partial():
     meter = StreamMeter("asked-for")
     assert meter.feed(start() + text("x" * 40) + OVERLOADED) is True
