@@ -485,8 +485,8 @@ def test_a_wire_that_ends_before_the_request_is_sent_sends_nothing():
     [
         b"HTTP/1.1 200 OK\r\nx: " + b"y" * (HEAD_BYTES_MAX + 1),
         b"HTTP/1.1 200 " + b"y" * (HEAD_BYTES_MAX + 1),
-        H11 + b"x-a: b\r\n" * (HEADERS_MAX + 2),
-        H11 + b"".join(b"x-%d: %b\r\n" % (i, b"y" * 1000) for i in range(70)),
+        H11 + b"x-a: b\r\n" * (HEADERS_MAX + 1) + b"\r\n",
+        H11 + b"".join(b"x-%d: %b\r\n" % (i, b"y" * 1000) for i in range(70)) + b"\r\n",
         b"HTTP/1.1 100 Continue\r\n\r\n" * 4000,
         H11 + CHUNKED + b"\r\n1;" + b"x" * (HEAD_BYTES_MAX + 1),
         H11 + CHUNKED + b"\r\n0\r\nx: " + b"y" * (HEAD_BYTES_MAX + 1),
@@ -694,8 +694,9 @@ def test_a_refusal_before_the_body_is_out_stops_it_and_the_wire_is_not_kept():
     line.transport.write = lambda data: (line.transport.written.append(bytes(data)), line.wire.pause_writing())
     exchange = line.ask(body=b"x" * 1_000_000)
     line.wire.data_received(b"HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\n\r\n")
+    before = len(line.transport.written)
     line.wire.resume_writing()
-    assert sum(map(len, line.transport.written)) < 300_000
+    assert len(line.transport.written) == before
     line.wire.data_received(b"{}")
     assert (now(exchange.head()).status, now(exchange.read()), now(exchange.read())) == (413, b"{}", b"")
     assert line.pool.events == ["lost"]

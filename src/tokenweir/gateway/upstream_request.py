@@ -68,7 +68,7 @@ def encode_head(authority: bytes, method: bytes, target: bytes, headers: Sequenc
     for name, _ in headers:
         if not _is_free_name(name):
             raise InvalidRequest(f"The header name {name[:60]!r} may not be sent upstream.")
-    lines = b"\r\n".join([b"%b: %b" % header for header in headers])
+    lines = b"\r\n".join([b": ".join(header) for header in headers])
     breaks = max(len(headers) - 1, 0)
     if lines.count(b"\r") != breaks or lines.count(b"\n") != breaks or b"\0" in lines:
         raise InvalidRequest("A header value holds a line break or a NUL.")

@@ -44,6 +44,10 @@ class Stage(enum.Enum):
     ENDED = "ended"
 
 
+# Looking a member up in its enumeration is slow before Python 3.12, and this is done per header line.
+_KEPT, _HEAD, _BODY, _ENDED = Stage.KEPT, Stage.HEAD, Stage.BODY, Stage.ENDED
+
+
 class Pool(Protocol):
     """What a wire needs of its pool."""
 
@@ -73,7 +77,6 @@ class Wire(asyncio.Protocol):
         "_exchange",
         "_first_byte_ns",
         "_framed",
-        "_head_bytes",
         "_headers",
         "_heard",
         "_interim",
@@ -96,7 +99,6 @@ class Wire(asyncio.Protocol):
     # Of the present answer; set by `_reset`.
     _method: bytes
     _headers: list[tuple[bytes, bytes]]
-    _head_bytes: int
     _barren_bytes: int
     _began_ns: int
     _first_byte_ns: int
@@ -116,7 +118,7 @@ class Wire(asyncio.Protocol):
         self._parser: httptools.HttpResponseParser | None = None
         self._exchange: UpstreamConnection | None = None
         self._served = False
-        self._stage = Stage.KEPT
+        self._stage = _KEPT
         self._deadline_ns = 0
         self._heard = False
         self._read_paused = False
@@ -154,10 +156,10 @@ class Wire(asyncio.Protocol):
             unsent = self._measure_unsent()
             if unsent != self._unsent_bytes:
                 self._unsent_bytes = unsent
-                self._deadline_ns = now_ns + (self._pool.idle_ns if unsent or self._stage is Stage.BODY else self._pool.first_byte_ns)
+                self._deadline_ns = now_ns + (self._pool.idle_ns if unsent or self._stage is _BODY else self._pool.first_byte_ns)
         if self._heard:
             self._heard = False
-            if self._stage is Stage.BODY:
+            if self._stage is _BODY:
                 self._deadline_ns = now_ns + self._pool.idle_ns
         if now_ns < self._deadline_ns:
             return
@@ -167,9 +169,9 @@ class Wire(asyncio.Protocol):
             self._fail(UpstreamCut("The answer of the provider was not read by the gateway for too long."))
         elif self._unsent_bytes:
             self._fail(UpstreamSilent("The provider stopped taking the request and did not answer."))
-        elif self._stage is Stage.HEAD:
+        elif self._stage is _HEAD:
             self._fail(UpstreamSilent())
-        elif self._stage is Stage.BODY:
+        elif self._stage is _BODY:
             self._fail(UpstreamSilent("The provider stopped sending in the middle of its answer."))
         else:
             self._fail(UpstreamCut("The connection was held for too long without being used."))
@@ -185,7 +187,7 @@ class Wire(asyncio.Protocol):
         self._reset(method)
         if self._parser is None:
             self._parser = httptools.HttpResponseParser(self)
-        self._stage = Stage.HEAD
+        self._stage = _HEAD
         exchange.bytes_sent = True
         self._began_ns = now_ns = self._pool.now_ns()
         self._unsent_bytes = len(head) + len(body)
@@ -243,11 +245,11 @@ class Wire(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            if self._stage is not Stage.ENDED:
+            if self._stage is not _ENDED:
                 self._fail(UpstreamCut(f"The provider's answer makes no sense: {self._refusal or error}"))
                 return
             self._keep = False  # garbage behind a complete answer
-        if self._stage is Stage.ENDED:
+        if self._stage is _ENDED:
             self._finish(exchange)
         elif self._barren_bytes > HEAD_BYTES_MAX:
             self._fail(UpstreamCut("The provider's answer makes no sense: too many bytes without content"))
@@ -260,7 +262,7 @@ class Wire(asyncio.Protocol):
     def eof_received(self) -> None:
         """The provider sends no more. Only an answer without any length may end so."""
         exchange = self._exchange
-        if exchange is not None and self._stage is Stage.BODY and not self._framed:
+        if exchange is not None and self._stage is _BODY and not self._framed:
             self._keep = False
             self._finish(exchange)
         else:
@@ -289,22 +291,25 @@ class Wire(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """Parser: an answer begins; a second one was not asked for."""
-        if self._stage is Stage.ENDED:
+        if self._stage is _ENDED:
             self._keep = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Parser: one header line, or a trailer, which we drop."""
-        if self._stage is Stage.HEAD:
+        if self._stage is _HEAD:
             self._headers.append((name.lower(), value))
-            self._head_bytes += len(name) + len(value) + 4
-            if self._head_bytes > HEAD_BYTES_MAX or len(self._headers) > HEADERS_MAX:
-                self._refuse("its head is too large")
 
     def on_headers_complete(self) -> None:
         """Parser: the head is here; decides how the end of the body will be known."""
         exchange, parser = self._exchange, self._parser
-        if self._stage is not Stage.HEAD or exchange is None or parser is None:
+        if self._stage is not _HEAD or exchange is None or parser is None:
             return
+        headers = self._headers
+        if len(headers) > HEADERS_MAX or (
+            # A head that fills a whole read is measured; smaller ones are bounded by what has been read.
+            self._barren_bytes > HEAD_BYTES_MAX and sum(len(name) + len(value) + 4 for name, value in headers) > HEAD_BYTES_MAX
+        ):
+            self._refuse("its head is too large")
         status = parser.get_status_code()
         if status < 200:
             if status < 100 or status == 101:
@@ -313,25 +318,25 @@ class Wire(asyncio.Protocol):
             return
         if parser.get_http_version() not in ("1.1", "1.0"):
             self._refuse(f"HTTP/{parser.get_http_version()}")
-        fields = dict(self._headers)
+        fields = dict(headers)
         length = fields.get(b"content-length")  # two of them the parser refuses
         content_length = int(length) if length is not None else None
-        if b"transfer-encoding" in fields and [v.strip().lower() for n, v in self._headers if n == b"transfer-encoding"] != [b"chunked"]:
+        if b"transfer-encoding" in fields and [v.strip().lower() for n, v in headers if n == b"transfer-encoding"] != [b"chunked"]:
             self._refuse("its transfer coding is not chunked")
         without_body = status in (204, 304) or self._method == b"HEAD"
         self._framed = without_body or content_length is not None or b"transfer-encoding" in fields
         self._keep = self._framed and parser.should_keep_alive()
-        self._stage = Stage.ENDED if without_body else Stage.BODY
+        self._stage = _ENDED if without_body else _BODY
         if status >= 300 and self._outbox is not None:
             self._outbox = None  # refused early: it wants no more of the body, and could not tell the rest of it from a request
             self._keep = False
         elapsed_ns = (self._first_byte_ns or self._pool.now_ns()) - self._began_ns
-        exchange.began(ResponseHead(status, self._headers, content_length, max(elapsed_ns, 0) // 1000))
+        exchange.began(ResponseHead(status, headers, content_length, max(elapsed_ns, 0) // 1000))
 
     def on_body(self, body: bytes) -> None:
         """Parser: some bytes of the body."""
         exchange = self._exchange
-        if self._stage is Stage.BODY and exchange is not None:
+        if self._stage is _BODY and exchange is not None:
             self._barren_bytes = 0
             exchange.chunks.append(body)
             exchange.waiting_bytes += len(body) + CHUNK_OVERHEAD_BYTES
@@ -345,7 +350,7 @@ class Wire(asyncio.Protocol):
             self._headers = []
             self._first_byte_ns = 0
         else:
-            self._stage = Stage.ENDED
+            self._stage = _ENDED
 
     # Inside
 
@@ -353,7 +358,6 @@ class Wire(asyncio.Protocol):
         """Forget the previous answer."""
         self._method = method
         self._headers = []
-        self._head_bytes = 0
         self._barren_bytes = 0
         self._began_ns = 0
         self._first_byte_ns = 0
@@ -370,7 +374,7 @@ class Wire(asyncio.Protocol):
     def _finish(self, exchange: UpstreamConnection) -> None:
         """The answer is complete: let the exchange go, and keep the wire if both sides are done with it."""
         self._exchange = None
-        self._stage = Stage.KEPT
+        self._stage = _KEPT
         exchange.ended()
         if self._keep and not self.closed and self._measure_unsent() == 0:
             if self._method == b"HEAD":
@@ -390,7 +394,7 @@ class Wire(asyncio.Protocol):
 
     def _cut(self, message: str) -> UpstreamCut:
         """An early end by the other side; stale if this was a kept wire and no answer had begun."""
-        unanswered = self._stage is Stage.KEPT or (self._stage is Stage.HEAD and self._barren_bytes == 0)
+        unanswered = self._stage is _KEPT or (self._stage is _HEAD and self._barren_bytes == 0)
         return UpstreamCut(message, stale=self._exchange is not None and self._exchange.reused and unanswered)
 
     def _write_more(self) -> None:
