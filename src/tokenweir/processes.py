@@ -11,8 +11,10 @@ import contextlib
 import logging
 import os
 import socket
+import stat
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any
 
 import uvloop
@@ -33,6 +35,7 @@ from tokenweir.policies import parse_network
 from tokenweir.settings import Settings
 from tokenweir.supervisor import end_with_supervisor, listen, supervise
 from tokenweir.telemetry import log, start_logging
+from tokenweir.workers.runner import keep_books, stop_on_signal
 
 Announce = Callable[[dict[str, Any]], None]
 
@@ -45,7 +48,8 @@ def run_everything(settings: Settings, *, config_arguments: Sequence[str], annou
     start_logging(settings.log_level)
     app.prepare_data_dir(settings)
     app.open_engine(settings, create=True, upgrade=True).dispose()
-    app.open_secrets(settings)
+    with closing(app.open_directory(settings)) as directory:
+        app.open_pepper(settings, directory)
     app.open_rate_card(settings)
     listener = listen(settings.gateway.host, settings.gateway.port)
     return asyncio.run(
@@ -70,11 +74,31 @@ def run_gateway(settings: Settings, *, announce: Announce, listen_fd: int | None
     return uvloop.run(_serve(settings, listener, announce))
 
 
+def run_worker(settings: Settings, *, announce: Announce) -> int:
+    """The worker process; returns the exit code."""
+    start_logging(settings.log_level)
+    stop = stop_on_signal()
+    if stat.S_ISFIFO(mode := os.fstat(0).st_mode) or stat.S_ISSOCK(mode):
+        end_with_supervisor()
+    store = app.open_ledger(settings, create=True, upgrade=True)
+
+    def ready() -> None:
+        announce({"ready": True, "role": "worker"})
+        log(logging.INFO, "ready", role="worker")
+
+    done = keep_books(app.journal_dir(settings), store, settings.worker, clock=app.SystemClock(), stop=stop, ready=ready)
+    store.close()
+    log(logging.INFO, "stopped", role="worker")
+    return 0 if done else 1
+
+
 async def _serve(settings: Settings, listener: socket.socket, announce: Announce) -> int:
     clock, mint = app.SystemClock(), app.IdMint()
     card = app.open_rate_card(settings)
     engine = app.open_engine(settings, create=True, upgrade=True)
-    authenticator = Authenticator(app.open_directory(settings), app.open_secrets(settings), clock)
+    directory = app.open_directory(settings)
+    app.open_pepper(settings, directory)
+    authenticator = Authenticator(directory, app.open_secrets(settings), clock)
     journal = JournalWriter(app.journal_dir(settings), settings.journal, writer=mint(clock.now_us()), on_broken=_fence)
     upstream = UpstreamClient(settings.upstream, environment=os.environ, clock=clock)
     passages = Passages(settings.gateway)
@@ -114,6 +138,7 @@ async def _serve(settings: Settings, listener: socket.socket, announce: Announce
     finally:
         await upstream.close()
         authenticator.close()
+        directory.close()
         journal.close()
         engine.dispose()
         log(logging.INFO, "stopped", role="gateway")
