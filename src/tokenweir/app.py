@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -11,12 +12,14 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from tokenweir.errors import RateCardInvalid, SettingsInvalid, TokenweirError
+from tokenweir.metering.journal import JournalWriter
 from tokenweir.periods import Micros
 from tokenweir.ports import SealedCredential
 from tokenweir.pricing.rate_card import RateCard, parse_rate_card
 from tokenweir.settings import Settings
 from tokenweir.storage import engine as database
 from tokenweir.storage.directory import SqlDirectory
+from tokenweir.storage.ledger import SqlLedger
 from tokenweir.storage.secrets import PEPPER_FILE, SEAL_FILE, FileVault, configured_key, header_safe, open_vault, read_private, secrets_dir
 
 
@@ -156,7 +159,22 @@ def open_engine(settings: Settings, *, create: bool = False, upgrade: bool = Fal
     """The database, with exactly the schema of this version; see `storage.engine.require_schema` for who may create or upgrade it."""
     url = settings.database_url
     engine = database.connect(settings.data_dir, None if url is None else url.get_secret_value())
-    if create:
-        prepare_data_dir(settings)
-    database.require_schema(engine, create=create, upgrade=upgrade)
+    try:
+        if create:
+            prepare_data_dir(settings)
+        database.require_schema(engine, create=create, upgrade=upgrade)
+    except BaseException:
+        engine.dispose()
+        raise
     return engine
+
+
+def open_ledger(settings: Settings, *, create: bool = False, upgrade: bool = False) -> SqlLedger:
+    """The ledger. Raises NotFound if there is no database yet (unless `create`), StoreUnavailable, SchemaTooOld, SchemaTooNew."""
+    return SqlLedger(open_engine(settings, create=create, upgrade=upgrade))
+
+
+def open_journal(settings: Settings, *, on_broken: Callable[[str], None] | None = None) -> JournalWriter:
+    """The journal of this process, under a new writer id. Raises JournalFull, JournalBroken."""
+    prepare_data_dir(settings)
+    return JournalWriter(journal_dir(settings), settings.journal, writer=IdMint()(SystemClock().now_us()), on_broken=on_broken)

@@ -6,12 +6,14 @@ calls them in a thread and never on its event loop. A database that does not ans
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import msgspec
 
 from tokenweir.ledger.entries import Entry
+from tokenweir.ledger.rollups import Dims, Grain, Sums
 from tokenweir.periods import Micros
 from tokenweir.policies import Policy
 from tokenweir.principals import Principal
@@ -210,17 +212,79 @@ class Checkpoint(msgspec.Struct, frozen=True):
     offset: int
 
 
+class Cell(msgspec.Struct, frozen=True):
+    """Sums of a rollup, by time and the dimensions that were asked for."""
+
+    bucket_us: Micros
+    """Start of the bucket; 0 if the buckets were added up."""
+    group: tuple[str, ...]
+    """The values of the dimensions, in the order they were asked for."""
+    sums: Sums
+
+
+class Names(msgspec.Struct, frozen=True):
+    """What the directory calls the things that entries know by id. What is missing was deleted or belongs to another database."""
+
+    organizations: dict[str, str]
+    teams: dict[str, str]
+    keys: dict[str, str]
+    """Name by id; the name of a key is that within its team."""
+
+
+class LedgerSnapshot(Protocol):
+    """The ledger as it was at one moment, for as long as the block lasts."""
+
+    def entries(self, *, after: str = "", since_us: Micros | None = None, until_us: Micros | None = None, flag: str = "") -> Iterator[Entry]:
+        """Entries in order of `entry_id`, after the given one; those that began in [since, until), that carry the flag."""
+        ...
+
+    def cells(self, grain: Grain) -> Iterator[tuple[Micros, int, Dims | None, tuple[int, ...]]]:
+        """All cells of a rollup: bucket, id of the dimensions, the dimensions (None if they are not there), sums."""
+        ...
+
+    def names(self) -> Names:
+        """The names of organizations, teams and keys."""
+        ...
+
+
 class LedgerStore(Protocol):
-    """Append-only entries with their rollups; every write is one transaction and idempotent by entry id."""
+    """Append-only entries with their rollups; every write is one transaction, durable when it returns, and idempotent by entry id."""
 
     def checkpoints(self) -> dict[str, Checkpoint]:
         """The checkpoint of each journal writer that has been read."""
         ...
 
-    def book(self, entries: Sequence[Entry], checkpoints: Sequence[Checkpoint]) -> int:
+    def book(self, entries: Sequence[Entry], checkpoints: Sequence[Checkpoint] = ()) -> int:
         """Insert the entries that are new, add them to the rollups, move the checkpoints; returns how many were new."""
         ...
 
-    def entries(self, *, after: str = "", limit: int = 1000) -> Iterator[Entry]:
-        """Entries in order of `entry_id`, after the given one."""
+    def forget_checkpoints(self, writers: Sequence[str]) -> None:
+        """Drop the checkpoints of writers whose journal is booked and gone."""
+        ...
+
+    def known(self, entry_ids: Sequence[str]) -> set[str]:
+        """Those of the ids that are in the ledger."""
+        ...
+
+    def entries_of(self, attempt_id: str) -> list[Entry]:
+        """The entry of an attempt and its adjustments, in the order they were made; none if the attempt is not in the ledger."""
+        ...
+
+    def page(self, *, after: str = "", limit: int = 1000) -> list[Entry]:
+        """The next entries in order of `entry_id`, after the given one."""
+        ...
+
+    def sums(
+        self,
+        spans: Sequence[tuple[Grain, Micros, Micros]],
+        *,
+        by: Sequence[str] = (),
+        only: Mapping[str, Sequence[str]] | None = None,
+        buckets: bool = False,
+    ) -> list[Cell]:
+        """Rollups over the spans [from, until) at their grain, added up by dimensions (see `ledger.rollups.DIM_NAMES`) and, with `buckets`, by bucket."""
+        ...
+
+    def snapshot(self) -> AbstractContextManager[LedgerSnapshot]:
+        """One consistent view of everything."""
         ...

@@ -30,7 +30,7 @@ FLAG_REBOOKING = "rebooking"
 """An adjustment that books the attempt anew, after its reversal: another model, certainty or state of pricing, hence another cell."""
 
 
-class Intent(msgspec.Struct, frozen=True, array_like=True, tag=1):
+class Intent(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
     """An attempt is about to be sent: who, what, and the most it can cost."""
 
     attempt_id: str
@@ -58,7 +58,7 @@ class Intent(msgspec.Struct, frozen=True, array_like=True, tag=1):
     tags: tuple[str, ...] = ()
 
 
-class Settlement(msgspec.Struct, frozen=True, array_like=True, tag=2):
+class Settlement(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=2):
     """How an attempt ended: what was used, what it costs, and how sure that is."""
 
     attempt_id: str
@@ -89,7 +89,7 @@ class Settlement(msgspec.Struct, frozen=True, array_like=True, tag=2):
 Record: TypeAlias = Intent | Settlement
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """One line of the ledger. Token counts and cost of an adjustment are differences and may be negative."""
 
     entry_id: str

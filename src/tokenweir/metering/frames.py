@@ -61,11 +61,11 @@ def scan(content: bytes, *, more: bool = False) -> Scan:
     unpack, crc32, decode = HEADER.unpack_from, zlib.crc32, _DECODER.decode
     while True:
         if end - at < HEADER_BYTES:
-            tail = Tail.TORN if any(view[at:]) else Tail.CLEAN
+            tail = Tail.TORN if _anything(content, at) else Tail.CLEAN
             break
         length, checksum = unpack(content, at)
         if length == 0:
-            tail = Tail.CORRUPT if any(view[at:]) else Tail.CLEAN
+            tail = Tail.CORRUPT if _anything(content, at) else Tail.CLEAN
             break
         after = at + HEADER_BYTES + length
         if after > end and length <= FRAME_BYTES_MAX:
@@ -74,7 +74,7 @@ def scan(content: bytes, *, more: bool = False) -> Scan:
         body = view[at + HEADER_BYTES : after]
         if length > FRAME_BYTES_MAX or crc32(body) != checksum:
             # With nothing behind it, it may be a write that a crash cut off (or that is just happening); otherwise the file was damaged.
-            tail = Tail.CORRUPT if length > FRAME_BYTES_MAX or more or any(view[after:]) else Tail.TORN
+            tail = Tail.CORRUPT if length > FRAME_BYTES_MAX or more or _anything(content, after) else Tail.TORN
             break
         try:
             records.append((after, decode(body)))
@@ -93,3 +93,9 @@ def next_frame(content: bytes, start: int) -> int | None:
         if 0 < length <= FRAME_BYTES_MAX and after <= len(content) and zlib.crc32(content[at + HEADER_BYTES : after]) == checksum:
             return at
     return None
+
+
+def _anything(content: bytes, at: int) -> bool:
+    """Whether there is anything but zeros from `at` on; compares in one go, since a reserve is megabytes of them."""
+    rest = content[at:]
+    return rest != bytes(len(rest))

@@ -22,7 +22,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, NoSuchModuleError, NotSupportedError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tokenweir import __version__
@@ -192,7 +192,7 @@ def _translated() -> Iterator[None]:
         yield
     except PoolTimeout as error:
         raise StoreUnavailable("the database does not answer: all connections are in use") from error
+    except (IntegrityError, DataError, ProgrammingError, NotSupportedError):
+        raise  # the statement is at fault, not the database: trying again would fail again
     except DBAPIError as error:
-        if type(error).__name__ == "IntegrityError":
-            raise
         raise StoreUnavailable(f"the database does not answer: {type(error.orig).__name__}: {str(error.orig).strip().splitlines()[0]}") from error
