@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import socket
-import stat
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -33,7 +32,7 @@ from tokenweir.metering.journal import JournalWriter
 from tokenweir.metering.meter import Meter
 from tokenweir.policies import parse_network
 from tokenweir.settings import Settings
-from tokenweir.supervisor import end_with_supervisor, listen, supervise
+from tokenweir.supervisor import RoleFailed, end_with_supervisor, listen, supervise
 from tokenweir.telemetry import log, start_logging
 from tokenweir.workers.runner import keep_books, stop_on_signal
 
@@ -52,14 +51,17 @@ def run_everything(settings: Settings, *, config_arguments: Sequence[str], annou
         app.open_pepper(settings, directory)
     app.open_rate_card(settings)
     listener = listen(settings.gateway.host, settings.gateway.port)
-    return asyncio.run(
-        supervise(
-            listener=listener,
-            config_arguments=config_arguments,
-            gateway_stop_timeout_s=settings.gateway.shutdown_timeout_ms / 1000 + 10,
-            announce=announce,
+    try:
+        return asyncio.run(
+            supervise(
+                listener=listener,
+                config_arguments=config_arguments,
+                gateway_stop_timeout_s=settings.gateway.shutdown_timeout_ms / 1000 + 10,
+                announce=announce,
+            )
         )
-    )
+    except* RoleFailed as failures:
+        raise failures.exceptions[0] from None
 
 
 def run_gateway(settings: Settings, *, announce: Announce, listen_fd: int | None = None) -> int:
@@ -74,16 +76,16 @@ def run_gateway(settings: Settings, *, announce: Announce, listen_fd: int | None
     return uvloop.run(_serve(settings, listener, announce))
 
 
-def run_worker(settings: Settings, *, announce: Announce) -> int:
-    """The worker process; returns the exit code."""
+def run_worker(settings: Settings, *, announce: Announce, supervised: bool) -> int:
+    """The worker process; returns the exit code: 1 if something could be read and not be booked (the journal keeps it)."""
     start_logging(settings.log_level)
     stop = stop_on_signal()
-    if stat.S_ISFIFO(mode := os.fstat(0).st_mode) or stat.S_ISSOCK(mode):
+    if supervised:
         end_with_supervisor()
     store = app.open_ledger(settings, create=True, upgrade=True)
 
     def ready() -> None:
-        announce({"ready": True, "role": "worker"})
+        announce({"ready": True, "role": "worker", "pid": os.getpid()})
         log(logging.INFO, "ready", role="worker")
 
     done = keep_books(app.journal_dir(settings), store, settings.worker, clock=app.SystemClock(), stop=stop, ready=ready)
@@ -176,8 +178,7 @@ def _make_server(settings: Settings, gateway: Gateway, passages: Passages, mint_
 
 
 async def _announce_when_listening(server: GatewayServer, listener: socket.socket, announce: Announce) -> None:
-    while not server.started:
-        await asyncio.sleep(0.005)
+    await server.listening.wait()
     host, port = listener.getsockname()[:2]
     announce({"ready": True, "role": "gateway", "gateway": f"http://{f'[{host}]' if ':' in host else host}:{port}", "pid": os.getpid()})
 

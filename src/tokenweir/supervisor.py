@@ -119,11 +119,11 @@ async def supervise(
     """Run gateway and worker until SIGTERM or SIGINT; returns the exit code (0 when all ended in order)."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    worker = Role("worker", ["serve", "--role", "worker", *config_arguments])
+    worker = Role("worker", ["serve", "--role", "worker", "--supervised", *config_arguments])
     descriptor = listener.fileno()
     gateway = Role(
         "gateway",
-        ["serve", "--role", "gateway", "--listen-fd", str(descriptor), *config_arguments],
+        ["serve", "--role", "gateway", "--supervised", "--listen-fd", str(descriptor), *config_arguments],
         pass_fds=[descriptor],
         stop_timeout_s=gateway_stop_timeout_s,
     )

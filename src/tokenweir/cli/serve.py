@@ -29,6 +29,7 @@ def serve(
     host: Annotated[str | None, typer.Option("--host", help="Address to listen on; 127.0.0.1 unless set.")] = None,
     role: Annotated[ServeRole, typer.Option("--role", help="Run one role alone, under a supervisor of your own.")] = ServeRole.ALL,
     listen_fd: Annotated[int | None, typer.Option("--listen-fd", hidden=True)] = None,
+    supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
 ) -> None:
     """Serve the gateway and book what it meters. Starts from an empty folder; prints one JSON line when ready; ends in order on SIGTERM."""
     from tokenweir import processes
@@ -44,7 +45,7 @@ def serve(
         case ServeRole.GATEWAY:
             code = processes.run_gateway(settings, announce=print_json, listen_fd=listen_fd)
         case ServeRole.WORKER:
-            code = processes.run_worker(settings, announce=print_json)
+            code = processes.run_worker(settings, announce=print_json, supervised=supervised)
         case ServeRole.ALL:
             code = processes.run_everything(settings, config_arguments=_repeated(config, data_dir), announce=print_json)
     if code:

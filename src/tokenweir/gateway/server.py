@@ -24,7 +24,15 @@ from tokenweir.wire.faults import fault_body
 
 CONNECTION = "tokenweir.connection"
 """The key under which a request's scope holds its connection."""
+CYCLE = "tokenweir.cycle"
+"""The key under which it holds its own request on that connection: with pipelining, the connection's newest one is another."""
 
+PIPELINE_MAX = 8
+"""Requests that may wait on a connection behind the one being answered; nobody we know sends even one."""
+LINGER_S = 10.0
+"""How long a client may go on sending what is not read any more, so that it gets to read its answer."""
+LAST_WORDS_S = 3.0
+"""After the deadline of a shutdown: how long a client may take to read that its stream was ended."""
 _SWEEP_S = 0.5
 
 
@@ -49,6 +57,8 @@ class Connection(HttpToolsProtocol):
         self._head_since: float | None = self.loop.time()
         self._body_deadline: float | None = None
         self._blocked_since: float | None = None
+        self._unsent_bytes = 0
+        self._parted_until: float | None = None
         self._refusal: tuple[int, str, str] | None = None
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -61,7 +71,7 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; a head that grows past its bound without completing is refused."""
-        if self.gone or self._refusal is not None:
+        if self.gone or self._refusal is not None or self._parted_until is not None:
             return
         if self._in_head:
             if self._head_since is None:
@@ -103,6 +113,8 @@ class Connection(HttpToolsProtocol):
             self._refusal = (400, "invalid_request_error", "the request target must be a path")
             raise Refused
         problem = _framing_problem(self.headers)
+        if problem is None and len(self.pipeline) >= PIPELINE_MAX:
+            problem = f"more than {PIPELINE_MAX} requests wait on this connection"
         if problem is not None:
             self._refusal = (400, "invalid_request_error", problem)
             raise Refused
@@ -110,6 +122,7 @@ class Connection(HttpToolsProtocol):
         self._head_since = None
         self.scope[CONNECTION] = self  # type: ignore[literal-required]
         super().on_headers_complete()
+        self.scope[CYCLE] = self.cycle  # type: ignore[literal-required]
 
     def on_message_complete(self) -> None:
         """The request has arrived whole."""
@@ -134,17 +147,21 @@ class Connection(HttpToolsProtocol):
             f"request-id: {request_id}\r\nx-should-retry: false\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode("ascii") + body)
-        self.transport.close()
+        self.part()
 
-    def pause_writing(self) -> None:
-        """The client does not take what was written."""
-        self._blocked_since = self.loop.time()
-        super().pause_writing()
+    def part(self) -> None:
+        """Say that nothing more comes, and let the client finish sending: a socket closed with unread bytes in it takes the answer with it."""
+        if self._parted_until is None and not self.transport.is_closing():
+            self._parted_until = self.loop.time() + LINGER_S
+            self.transport.write_eof()
+            self.flow.resume_reading()
 
-    def resume_writing(self) -> None:
-        """It does again."""
-        self._blocked_since = None
-        super().resume_writing()
+    def shutdown(self) -> None:
+        """The server stops: close if nothing is under way."""
+        if self._parted_until is not None:
+            self.transport.close()
+        else:
+            super().shutdown()
 
     def expect_body(self) -> None:
         """Start the clock on a request body that has not arrived yet."""
@@ -152,12 +169,14 @@ class Connection(HttpToolsProtocol):
 
     def sweep(self, now: float) -> None:
         """Enforce the deadlines that have passed."""
-        if self._blocked_since is not None and now - self._blocked_since > self.bounds.write_timeout_ms / 1000:
+        if self._takes_nothing(now) or (self._parted_until is not None and now > self._parted_until):
             self.transport.abort()
         elif self._body_deadline is not None and now > self._body_deadline:
             self._body_deadline = None
             self.body_late = True
             self.cycle.message_event.set()
+        elif self._head_since is not None and self._answering():
+            self._head_since = now  # what follows a request that is being answered has all the time until it is
         elif self._head_since is not None and now - self._head_since > self.bounds.header_timeout_ms / 1000:
             self._head_since = None
             if self._head_bytes:
@@ -172,9 +191,41 @@ class Connection(HttpToolsProtocol):
         cycle: RequestResponseCycle | None = self.cycle
         return cycle is not None and not cycle.response_complete
 
+    def _takes_nothing(self, now: float) -> bool:
+        """Whether the client has taken no byte for too long. Judged only while nothing is added: then a buffer that shrinks is one that is read."""
+        unsent = self.transport.get_write_buffer_size()
+        if not unsent or (self._answering() and not self.flow.write_paused):
+            self._blocked_since = None
+            return False
+        if self._blocked_since is None or unsent < self._unsent_bytes:
+            self._blocked_since = now
+        self._unsent_bytes = unsent
+        return now - self._blocked_since > self.bounds.write_timeout_ms / 1000
+
     def _refuse_head(self, status: int, message: str) -> None:
         self._refusal = (status, "invalid_request_error", message)
         self.send_400_response("")
+
+
+class Parting:
+    """In place of a request's transport when it is answered before it has arrived whole: the connection is parted from, not closed at once."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def write(self, data: bytes) -> None:
+        """Write to the client."""
+        self._connection.transport.write(data)
+
+    def is_closing(self) -> bool:
+        """Whether the client's connection is closing."""
+        return self._connection.transport.is_closing()
+
+    def close(self) -> None:
+        """Part."""
+        self._connection.part()
 
 
 def _framing_problem(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
@@ -203,11 +254,13 @@ class GatewayServer(Server):
         self._grace_s = grace_ms / 1000
         self._sweeper: asyncio.TimerHandle | None = None
         self._signals = 0
+        self.listening = asyncio.Event()
 
     async def startup(self, sockets: list[Any] | None = None) -> None:
         """Listen, and begin to sweep."""
         await super().startup(sockets=sockets)
         self._sweep()
+        self.listening.set()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains; a second one ends the streams now."""
@@ -231,14 +284,22 @@ class GatewayServer(Server):
                 loop.remove_signal_handler(sig)
 
     async def shutdown(self, sockets: list[Any] | None = None) -> None:
-        """Stop listening, let streams finish up to the deadline, then have them ended."""
-        deadline = asyncio.get_running_loop().call_later(self._grace_s, self._end_streams)
+        """Stop listening, let streams finish up to the deadline, then have them ended; who cannot even take that is cut off."""
+        loop = asyncio.get_running_loop()
+        deadlines = (loop.call_later(self._grace_s, self._end_streams), loop.call_later(self._grace_s + LAST_WORDS_S, self._cut_off))
         try:
             await super().shutdown(sockets=sockets)
         finally:
-            deadline.cancel()
+            for deadline in deadlines:
+                deadline.cancel()
             if self._sweeper is not None:
                 self._sweeper.cancel()
+
+    def _cut_off(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        for task in list(self.server_state.tasks):
+            task.cancel()
 
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
