@@ -194,6 +194,9 @@ def _length(ask: Ask, wanted: Directives, chance: Chance) -> tuple[int, str]:
         return 0, "refusal"
     natural = 8 + chance.below(16 << chance.below(6))
     length = natural + (wanted.thinking or 0) if wanted.output is None else wanted.output
+    if wanted.refusal or wanted.stop == "refusal":
+        # Without any content it would be the other kind of refusal, which is not billed.
+        length = max(1, length)
     if length > ask.max_tokens or ask.max_tokens == 0:
         return ask.max_tokens, "max_tokens"
     return length, "end_turn"
@@ -265,10 +268,10 @@ def _parts(ask: Ask, wanted: Directives, length: int, stages: int, offset: int, 
 
 
 def _thinking_tokens(ask: Ask, wanted: Directives, length: int) -> int:
-    if wanted.thinking is not None:
-        return wanted.thinking
     if wanted.refusal == "thinking":
         return length
+    if wanted.thinking is not None:
+        return wanted.thinking
     if not ask.thinking:
         return 0
     return min(length // 3, ask.thinking_budget) if ask.thinking_budget else length // 3

@@ -29,6 +29,8 @@ class Journal:
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600) if path is not None else -1
         self.last_attempt = _last_attempt(path) if path is not None else 0
         """The number of the last attempt in the file: a simulator started again goes on counting, so that ids stay unique."""
+        if path is not None and _is_torn(path):
+            os.write(self._fd, b"\n")
 
     def append(self, line: dict[str, Any]) -> None:
         """Write one line; durable against a kill when this returns, against a power cut too with `sync`."""
@@ -140,6 +142,15 @@ def _instant(at_us: Micros) -> str:
 
 
 _COLUMNS = ("uncached_input", "cache_write_5m", "cache_write_1h", "cache_read", "output", "thinking", "web_searches")
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether the last line lacks its end: a machine that lost power, or a disk that was full."""
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
 
 
 def _last_attempt(path: Path) -> int:
