@@ -315,10 +315,10 @@ def request_bytes(url: str, key: str, *, body_bytes: int, events: int, per_write
         "metadata": {"user_id": "user_bench"},
         "messages": [],
     }
-    turn = len(json.dumps({"role": "assistant", "content": [{"type": "text", "text": line * 8}]})) + 2
+    turn = len(json.dumps({"role": "assistant", "content": [{"type": "text", "text": line * 8}]}, separators=(",", ":"), ensure_ascii=False)) + 16
     turns = max(1, (body_bytes - len(json.dumps(fields))) // turn) | 1  # An odd number: the user has the first and the last word.
     fields["messages"] = [{"role": ("user", "assistant")[i % 2], "content": [{"type": "text", "text": line * 8}]} for i in range(turns)]
-    body = json.dumps(fields).encode()
+    body = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()  # as the official SDKs write it
     head = (
         f"POST /v1/messages HTTP/1.1\r\nhost: {host}\r\nx-api-key: {key}\r\nanthropic-version: 2023-06-01\r\ncontent-type: application/json\r\n"
         f"accept: application/json\r\nuser-agent: Anthropic/Python 2.0.0\r\nx-stainless-lang: python\r\nx-stainless-retry-count: 0\r\n"
