@@ -138,12 +138,8 @@ def _is_one_name(name: bytes) -> bool:
     )
 
 
-_COUNTERS: dict[tuple[str, int], Any] = {}
+_STATUS_CLASSES = {hundreds: f"{hundreds}xx" for hundreds in range(6)}
 
 
 def _count(route: str, status: int) -> None:
-    key = (route, status // 100)
-    counter = _COUNTERS.get(key)
-    if counter is None:
-        counter = _COUNTERS[key] = REQUESTS.labels(route, f"{status // 100}xx")
-    counter.inc()
+    REQUESTS.values[route, _STATUS_CLASSES[status // 100]] += 1

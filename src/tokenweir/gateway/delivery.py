@@ -22,12 +22,13 @@ from tokenweir.ports import Clock
 from tokenweir.settings import UpstreamSettings
 from tokenweir.telemetry import HEADROOM, RETRIES
 from tokenweir.wire.faults import decide_retry, read_fault, status_of_error
-from tokenweir.wire.headers import UPSTREAM_REQUEST_ID, Headroom, read_headroom
+from tokenweir.wire.headers import UPSTREAM_REQUEST_ID, read_headroom
 from tokenweir.wire.messages import StreamMeter
 
 REFUSAL_BYTES_MAX = 1024 * 1024
 OPENING_BYTES_MAX = 1024
 """Of a stream that says nothing yet: about 25 pings. The client gives up after 300 s of silence, and pings come every 10 s or so."""
+HEADROOM_EVERY_NS = 250_000_000
 _CONNECT_AGAIN_S = (0.05, 0.2)
 _HEADROOM = tuple(HEADROOM.labels(resource) for resource in ("requests", "input_tokens", "output_tokens"))
 
@@ -72,6 +73,7 @@ class Courier:
         self._settings = settings
         self._clock = clock
         self._strict = strict
+        self._headroom_due_ns = 0
 
     async def deliver(self, passage: Passage, outgoing: Outgoing, ticket: Ticket | None) -> Answer | Refusal:
         """Send until there is an answer or a refusal to hand on.
@@ -148,7 +150,7 @@ class Courier:
         self, passage: Passage, connection: UpstreamConnection, head: ResponseHead, attempt: Attempt | None, ticket: Ticket | None
     ) -> Answer | Refusal:
         """Look at the answer as far as it takes to know whether it is one."""
-        _note_headroom(read_headroom(head.headers))
+        self._note_headroom(head)
         upstream_id = _header(head, UPSTREAM_REQUEST_ID)
         outcome = Outcome(status=head.status, upstream_request_id=upstream_id, first_byte_us=head.first_byte_us)
         if not 200 <= head.status < 300:
@@ -178,6 +180,17 @@ class Courier:
             if self._strict:
                 await self._journal.durable()
 
+    def _note_headroom(self, head: ResponseHead) -> None:
+        """Show what the provider says remains; now and then, because every answer says it anew."""
+        now = self._clock.monotonic_ns()
+        if now < self._headroom_due_ns:
+            return
+        self._headroom_due_ns = now + HEADROOM_EVERY_NS
+        headroom = read_headroom(head.headers)
+        for gauge, room in zip(_HEADROOM, (headroom.requests, headroom.input_tokens, headroom.output_tokens), strict=True):
+            if room.remaining is not None:
+                gauge.set(room.remaining)
+
 
 async def _read_opening(connection: UpstreamConnection, stream: StreamMeter) -> bytes:
     """What comes up to the first event that says something. Pings are held back with it, but not so many that the client would think us dead."""
@@ -196,12 +209,6 @@ def _header(head: ResponseHead, wanted: bytes) -> str:
         if name == wanted:
             return value[:200].decode("latin-1")
     return ""
-
-
-def _note_headroom(headroom: Headroom) -> None:
-    for gauge, room in zip(_HEADROOM, (headroom.requests, headroom.input_tokens, headroom.output_tokens), strict=True):
-        if room.remaining is not None:
-            gauge.set(room.remaining)
 
 
 async def _read_refusal(connection: UpstreamConnection) -> bytes:

@@ -28,6 +28,7 @@ class Passages:
         self.draining = 0
         self.stopping = False
         self._open: set[Passage] = set()
+        OPEN_REQUESTS.set_function(self._open.__len__)
 
     def __len__(self) -> int:
         return len(self._open)
@@ -39,12 +40,10 @@ class Passages:
     def add(self, passage: Passage) -> None:
         """Count it."""
         self._open.add(passage)
-        OPEN_REQUESTS.inc()
 
     def remove(self, passage: Passage) -> None:
         """Forget it."""
         self._open.discard(passage)
-        OPEN_REQUESTS.dec()
 
     def end_all(self) -> None:
         """The deadline of the shutdown has passed: end what is left."""

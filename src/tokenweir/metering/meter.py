@@ -238,18 +238,17 @@ def _facts(card: RateCard, model: str) -> ModelFacts | None:
     return None if canonical is None else card.model(canonical)
 
 
-_ATTEMPTS_BY_CERTAINTY = {certainty: ATTEMPTS.labels(certainty.value) for certainty in Certainty}
-_TOKENS_BY_CLASS = {name: TOKENS.labels(name) for name in ("uncached_input", "cache_write_5m", "cache_write_1h", "cache_read", "output")}
+_TOKEN_CLASSES = tuple((name, (name,)) for name in ("uncached_input", "cache_write_5m", "cache_write_1h", "cache_read", "output"))
 
 
 def _count(settlement: Settlement) -> None:
     """Move the metrics; they are for watching, the ledger is the truth."""
-    _ATTEMPTS_BY_CERTAINTY[settlement.certainty].inc()
+    ATTEMPTS.values[(settlement.certainty.value,)] += 1
     usage = settlement.usage
-    for name, counter in _TOKENS_BY_CLASS.items():
+    for name, labels in _TOKEN_CLASSES:
         if tokens := getattr(usage, name):
-            counter.inc(tokens)
-    COST_NANOS.inc(settlement.cost_nanos)
+            TOKENS.values[labels] += tokens
+    COST_NANOS.values[()] += settlement.cost_nanos
     if settlement.first_byte_us:
         FIRST_BYTE_SECONDS.observe(settlement.first_byte_us / 1e6)
     for flag in settlement.flags:
