@@ -274,6 +274,10 @@ class LedgerStore(Protocol):
         """The next entries in order of `entry_id`, after the given one."""
         ...
 
+    def extent(self) -> tuple[Micros, Micros] | None:
+        """From the start of the first to the end of the last UTC day that has entries; None if there are none."""
+        ...
+
     def sums(
         self,
         spans: Sequence[tuple[Grain, Micros, Micros]],

@@ -31,8 +31,11 @@ def root(version: Annotated[bool, typer.Option("--version", callback=_version, i
 
 # Each command registers itself with `app` when its module is imported.
 from tokenweir.cli import credentials as _credentials  # noqa: E402, F401
+from tokenweir.cli import demo as _demo  # noqa: E402, F401
 from tokenweir.cli import doctor as _doctor  # noqa: E402, F401
 from tokenweir.cli import keys as _keys  # noqa: E402, F401
+from tokenweir.cli import ledger as _ledger  # noqa: E402, F401
 from tokenweir.cli import price as _price  # noqa: E402, F401
 from tokenweir.cli import serve as _serve  # noqa: E402, F401
 from tokenweir.cli import simulate as _simulate  # noqa: E402, F401
+from tokenweir.cli import usage as _usage  # noqa: E402, F401

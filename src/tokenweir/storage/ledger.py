@@ -18,7 +18,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from tokenweir.ledger.entries import Entry
 from tokenweir.ledger.rollups import DIM_NAMES, SUM_NAMES, Dims, Grain, Sums, accumulate, dims_id
-from tokenweir.periods import Micros
+from tokenweir.periods import DAY_US, Micros
 from tokenweir.ports import Cell, Checkpoint, LedgerSnapshot, Names
 from tokenweir.storage.engine import reading, writing
 from tokenweir.storage.schema import DIMS, ENTRIES, JOURNAL_CHECKPOINTS, KEYS, ORGANIZATIONS, ROLLUP_15M, ROLLUP_DAY, TEAMS
@@ -99,6 +99,12 @@ class SqlLedger:
         with reading(self._engine) as connection:
             query = _SELECT.where(ENTRIES.c.entry_id > after).order_by(ENTRIES.c.entry_id).limit(limit)
             return [_entry(row) for row in connection.execute(query)]
+
+    def extent(self) -> tuple[Micros, Micros] | None:
+        """From the start of the first to the end of the last UTC day that has entries; None if there are none."""
+        with reading(self._engine) as connection:
+            first, last = connection.execute(select(func.min(ROLLUP_DAY.c.bucket_us), func.max(ROLLUP_DAY.c.bucket_us))).one()
+        return None if first is None else (first, last + DAY_US)
 
     def sums(
         self,
