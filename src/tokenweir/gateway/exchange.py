@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from tokenweir.errors import BodyTooLarge, BodyTooSlow, InvalidRequest
-from tokenweir.gateway.server import CONNECTION, Connection
+from tokenweir.gateway.server import CONNECTION, CYCLE, Connection, Parting
 from tokenweir.policies import Network
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -26,13 +26,28 @@ class ClientGone(Exception):
 class Exchange:
     """A request, and the way to answer it."""
 
-    __slots__ = ("_connection", "_receive", "_scope", "_send", "address", "headers", "method", "path", "query", "request_id", "started", "status")
+    __slots__ = (
+        "_connection",
+        "_cycle",
+        "_receive",
+        "_scope",
+        "_send",
+        "address",
+        "headers",
+        "method",
+        "path",
+        "query",
+        "request_id",
+        "started",
+        "status",
+    )
 
     def __init__(self, scope: dict[str, Any], receive: Receive, send: Send, *, request_id: str) -> None:
         self._scope = scope
         self._receive = receive
         self._send = send
         self._connection: Connection = scope[CONNECTION]
+        self._cycle = scope[CYCLE]
         self.request_id = request_id
         self.method: str = scope["method"]
         self.path: bytes = scope["raw_path"]
@@ -65,38 +80,43 @@ class Exchange:
         stated = self.header(b"content-length")
         if stated is not None and int(stated) > bytes_max:
             raise BodyTooLarge(f"the request body has {int(stated)} bytes; {bytes_max} is the most")
-        if self.header(b"content-encoding") not in (None, b"identity"):
+        if any(name == b"content-encoding" and value.lower() != b"identity" for name, value in self.headers):
             raise InvalidRequest("the request body is compressed; send it as it is, without content-encoding")
         message = await self._next_body()
         if not message["more_body"]:
-            return self._bounded(message["body"], bytes_max)
+            return bytes(self._bounded(message["body"], bytes_max))
         self._connection.expect_body()
-        pieces: list[bytes] = [message["body"]]
-        size = len(message["body"])
+        body = bytearray(self._bounded(message["body"], bytes_max))
         while message["more_body"]:
             message = await self._next_body()
             if self._connection.body_late:
                 raise BodyTooSlow
-            pieces.append(message["body"])
-            size += len(message["body"])
-            if size > bytes_max:
-                raise BodyTooLarge(f"the request body is larger than {bytes_max} bytes")
-        return b"".join(pieces)
+            body += message["body"]
+            self._bounded(body, bytes_max)
+        return bytes(body)
 
     async def start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Send the head of the answer; our request id is on every one."""
         self.started = True
         self.status = status
-        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, (b"request-id", self.request_id.encode())]})
+        if self._cycle.more_body:
+            # Answered before it has arrived whole: the rest of it is not read, so nothing that follows on the connection can be either.
+            self.close_after()
+        if not self._cycle.keep_alive:
+            self._cycle.transport = Parting(self._connection)
+        if not self.gone:
+            await self._send({"type": "http.response.start", "status": status, "headers": [*headers, (b"request-id", self.request_id.encode())]})
 
     async def write(self, chunk: bytes) -> None:
         """Send a piece of the body; waits while the client does not read. Does nothing once it has left."""
-        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+        if not self.gone:
+            await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
 
     async def finish(self, chunk: bytes = b"") -> None:
         """Send the last piece of the body."""
         self._connection.on_gone = None
-        await self._send({"type": "http.response.body", "body": chunk, "more_body": False})
+        if not self.gone:
+            await self._send({"type": "http.response.body", "body": chunk, "more_body": False})
 
     async def answer(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
         """Send a whole answer."""
@@ -105,11 +125,12 @@ class Exchange:
 
     def cut(self) -> None:
         """Close without the proper end, so that nobody takes what was sent for a complete answer."""
+        self._cycle.disconnected = True
         self._connection.transport.abort()
 
     def close_after(self) -> None:
         """Do not keep the connection for another request: what follows on it cannot be trusted."""
-        self._connection.cycle.keep_alive = False
+        self._cycle.keep_alive = False
 
     def trust_forwarded(self, proxies: tuple[Network, ...]) -> None:
         """If the peer is a trusted proxy, take the caller's address from `X-Forwarded-For`: the last hop that is not itself trusted."""
@@ -129,7 +150,7 @@ class Exchange:
         return message
 
     @staticmethod
-    def _bounded(body: bytes, bytes_max: int) -> bytes:
+    def _bounded(body: bytes | bytearray, bytes_max: int) -> bytes | bytearray:
         if len(body) > bytes_max:
             raise BodyTooLarge(f"the request body is larger than {bytes_max} bytes")
         return body

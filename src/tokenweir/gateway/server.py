@@ -29,7 +29,7 @@ CYCLE = "tokenweir.cycle"
 
 PIPELINE_MAX = 8
 """Requests that may wait on a connection behind the one being answered; nobody we know sends even one."""
-LINGER_S = 10.0
+LINGER_S = 5.0
 """How long a client may go on sending what is not read any more, so that it gets to read its answer."""
 LAST_WORDS_S = 3.0
 """After the deadline of a shutdown: how long a client may take to read that its stream was ended."""
@@ -97,9 +97,13 @@ class Connection(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header line."""
+        """One header line, or a trailer: those are dropped, for they come when the head has been acted upon."""
         self._head_bytes += len(name) + len(value) + 4
-        super().on_header(name, value)
+        if self._in_head:
+            super().on_header(name, value)
+        elif self._head_bytes > self.bounds.header_bytes_max:
+            self._refusal = (431, "invalid_request_error", f"head and trailers are larger than {self.bounds.header_bytes_max} bytes")
+            raise Refused
 
     def on_headers_complete(self) -> None:
         """The head is complete: accept it, or refuse what must not be interpreted twice."""
@@ -113,6 +117,8 @@ class Connection(HttpToolsProtocol):
             self._refusal = (400, "invalid_request_error", "the request target must be a path")
             raise Refused
         problem = _framing_problem(self.headers)
+        if self.parser.get_http_version() not in ("1.1", "1.0"):
+            problem = "only HTTP/1.1 and HTTP/1.0 are spoken here"
         if problem is None and len(self.pipeline) >= PIPELINE_MAX:
             problem = f"more than {PIPELINE_MAX} requests wait on this connection"
         if problem is not None:
@@ -137,9 +143,14 @@ class Connection(HttpToolsProtocol):
         self._refusal = (status, kind, message)
         log(logging.INFO, "refused_connection", reason=message)
         if self._answering():
-            # An answer is under way on this connection: a second one would be read as its continuation.
-            self.transport.abort()
-            return
+            cycle = self.cycle
+            if self.pipeline or cycle.response_started or not cycle.more_body:
+                # An answer is under way on this connection: a second one would be read as its continuation.
+                self.transport.abort()
+                return
+            # The body of the only request makes no sense: this is its answer, and for whoever reads the body the client has gone.
+            cycle.disconnected = True
+            cycle.message_event.set()
         request_id = self.mint_request_id()
         body = fault_body(kind, f"Tokenweir: {message}", request_id)
         head = (
@@ -208,7 +219,7 @@ class Connection(HttpToolsProtocol):
 
 
 class Parting:
-    """In place of a request's transport when it is answered before it has arrived whole: the connection is parted from, not closed at once."""
+    """In place of a request's transport where no other request may follow it: the connection is parted from, not closed at once."""
 
     __slots__ = ("_connection",)
 
