@@ -6,8 +6,9 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,3 +174,13 @@ def post_to(simulator: RunningSimulator, body: Any, *, path: str = "/v1/messages
     with connect(simulator.url) as sock:
         sock.sendall(request_bytes(raw, path=path, method=method, headers=named))
         return read_answer(sock, head_only=method == "HEAD")
+
+
+def wait_until(condition: Callable[[], Any], tries: int = 4_000) -> Any:
+    """Ask again until it is so; returns what made it so."""
+    pause = threading.Event()
+    for _ in range(tries):
+        if found := condition():
+            return found
+        pause.wait(0.005)
+    raise AssertionError("it never became so")

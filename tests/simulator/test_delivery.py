@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from simulation import ask, connect, post_to, read_answer, request_bytes
+from simulation import ask, connect, post_to, read_answer, request_bytes, wait_until
 from tokenweir.simulator.refusals import NAMED
 
 STREAM = {"stream": True}
@@ -164,8 +164,8 @@ def test_a_stall_lasts_until_the_client_leaves_and_is_then_written_down(simulato
             while b"content_block_delta" not in sock.recv(65536):
                 pass
         else:
-            wait_for(lambda: simulator.state()["attempts"] > before)
-    line = wait_for(lambda: [found for found in simulator.journal() if found["attempt"] == before + 1])[0]
+            wait_until(lambda: simulator.state()["attempts"] > before)
+    line = wait_until(lambda: [found for found in simulator.journal() if found["attempt"] == before + 1])[0]
     assert (line["outcome"], line["status"], line["billed"], line["output"]) == ("client_left", status, True, 5 if status else 0)
 
 
@@ -178,8 +178,8 @@ def test_a_json_answer_left_while_it_is_generated_bills_a_part(simulator):
     before = simulator.state()["attempts"]
     with connect(simulator.url) as sock:
         sock.sendall(request_bytes(json.dumps(ask()).encode(), headers={"x-sim-pace": "20", "x-sim-output": "2000"}))
-        wait_for(lambda: simulator.state()["open"])
-    line = wait_for(lambda: [found for found in simulator.journal() if found["attempt"] == before + 1])[0]
+        wait_until(lambda: simulator.state()["open"])
+    line = wait_until(lambda: [found for found in simulator.journal() if found["attempt"] == before + 1])[0]
     assert (line["outcome"], line["billed"]) == ("client_left", True)
     assert line["output"] < 2_000
 
@@ -196,7 +196,7 @@ def test_a_client_that_leaves_after_any_event_has_one_line_that_bills_what_it_ma
             seen = b""
             while seen.count(b"event: ") < event or not seen.endswith(b"\n\n\r\n"):
                 seen += sock.recv(65536)
-    lines = wait_for(lambda: enough(simulator, first, count - 1))
+    lines = wait_until(lambda: enough(simulator, first, count - 1))
     assert [line["outcome"] for line in lines] == ["client_left"] * (count - 1)
     outputs = [line["output"] for line in lines]
     assert outputs == sorted(outputs)
@@ -228,19 +228,9 @@ def test_two_hundred_attempts_at_once_have_two_hundred_lines(simulator):
         thread.start()
     for thread in threads:
         thread.join()
-    lines = wait_for(lambda: enough(simulator, first, 200))
+    lines = wait_until(lambda: enough(simulator, first, 200))
     assert [line["attempt"] for line in lines] == list(range(first, first + 200))
     assert len({line["request_id"] for line in lines}) == 200
     assert sum(line["outcome"] == "refused" for line in lines) == 50
     assert sum(line["outcome"] == "cut" for line in lines) == 50
     assert simulator.state()["open"] == 0
-
-
-def wait_for(condition, tries=2_000):
-    """Ask again until it is so."""
-    pause = threading.Event()
-    for _ in range(tries):
-        if found := condition():
-            return found
-        pause.wait(0.005)
-    raise AssertionError("it never became so")
