@@ -57,7 +57,7 @@ def test_whatever_is_asked_for_the_length_is_exact_and_every_prefix_of_the_strea
     length = max(pairs["output"], "refusal" in pairs)
     assert full.usage.output == length + (0 if full.segments[-1].kind != "compaction" else pairs["compaction"])
     assert full.usage.thinking <= full.usage.output
-    rows = frames(answer, wanted, event_tokens=event_tokens)
+    rows = list(frames(answer, wanted, event_tokens=event_tokens))
     # Frames stop mattering to the bill once all parts are out, and the last says what the whole says.
     assert tally_of(answer, rows).outcome() == full
     spent = [sum(segment.usage.total for segment in tally_of(answer, rows[:upto]).outcome().segments) for upto in range(0, len(rows) + 1, 3)]

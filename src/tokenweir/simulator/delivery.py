@@ -6,7 +6,8 @@ An answer that is broken off bills its input and the output generated until then
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
@@ -15,7 +16,7 @@ from tokenweir.simulator.connection import Cut, Exchange
 from tokenweir.simulator.directives import NEVER, Directives
 from tokenweir.simulator.refusals import envelope, named
 from tokenweir.simulator.scenario import Pace
-from tokenweir.simulator.stream import PING, Frame, frames, message_object, tally_of
+from tokenweir.simulator.stream import PING, Frame, frames, message_object, note_frame
 
 _BATCH_BYTES = 32 * 1024
 JSON = b"content-type: application/json\r\n"
@@ -45,12 +46,12 @@ class Delivery:
         self._event_ms = pace.event_ms if wanted.pace is None else wanted.pace
         self._began = began
         self._closing = closing
-        self._sent: list[Frame] = []
+        self._tally = Tally(answer)
         self._whole: Outcome | None = None
 
     def outcome(self) -> Outcome:
         """What has been generated so far."""
-        return self._whole or tally_of(self._answer, self._sent).outcome()
+        return self._whole or self._tally.outcome()
 
     async def send(self, lines: bytes, *, stream: bool) -> None:
         """Send it all; raises Ended if it comes to that."""
@@ -74,7 +75,7 @@ class Delivery:
             # Nothing is seen of a message before it is whole, but it is generated event by event all the same.
             for frame in frames(self._answer, wanted, event_tokens=self._event_tokens):
                 await exchange.pause(self._event_ms)
-                self._sent.append(frame)
+                note_frame(self._tally, frame)
         outcome = self._whole = Tally(self._answer).add_all().outcome()
         body = msgspec.json.encode(message_object(self._answer, outcome, wanted))
         spoilt = wanted.truncate is not None or wanted.content_length != 0
@@ -101,8 +102,9 @@ class Delivery:
             await self._send_truncated(rows, wanted.truncate)
             return
         singly = bool(self._event_ms or wanted.stall or wanted.chunk or wanted.cut != NEVER or wanted.error_after != NEVER)
-        at = 0
-        while at < len(rows):
+        batch: list[Frame] = []
+        size = 0
+        for at, (frame, last) in enumerate(_marking_last(rows)):
             if at == wanted.error_after:
                 await self._send_error(began=at > 0)
                 return
@@ -110,9 +112,11 @@ class Delivery:
                 await exchange.pause(wanted.stall)
             if self._event_ms and at:
                 await self._wait_an_event()
-            upto = at + 1 if singly else _batch_end(rows, at)
-            await self._send_rows(rows[at:upto], last=upto == len(rows))
-            at = upto
+            batch.append(frame)
+            size += len(frame.raw)
+            if singly or last or size >= _BATCH_BYTES:
+                await self._send_rows(batch, last=last)
+                batch, size = [], 0
         exchange.finish(trailing=wanted.trailing)
 
     async def _send_rows(self, rows: list[Frame], *, last: bool) -> None:
@@ -121,16 +125,22 @@ class Delivery:
         piece = rows[0].raw if len(rows) == 1 else b"".join([frame.raw for frame in rows])
         if last and (wanted.cut == NEVER or wanted.cut > exchange.body_sent + len(piece)):
             await exchange.ready()
-            self._sent += rows
+            self._note(rows)
             self._closing("complete", self.outcome(), len(piece))
             await exchange.write(piece)
             return
         try:
             await exchange.write(piece)
         except Cut:
-            self._sent += rows
+            self._note(rows)
             raise
-        self._sent += rows
+        self._note(rows)
+        # A reader as fast as we are would never make us wait, and one long stream would keep all others from their turn.
+        await asyncio.sleep(0)
+
+    def _note(self, rows: Iterable[Frame]) -> None:
+        for frame in rows:
+            note_frame(self._tally, frame)
 
     async def _wait_an_event(self) -> None:
         """The pace between two events; a ping whenever the silence grows long."""
@@ -151,20 +161,21 @@ class Delivery:
         await self._exchange.write(event)
         self._exchange.finish()
 
-    async def _send_truncated(self, rows: list[Frame], size: int) -> None:
+    async def _send_truncated(self, rows: Iterator[Frame], size: int) -> None:
         """Only the first bytes of the stream, and then a clean end, as if that were all."""
-        body = b"".join([frame.raw for frame in rows])[:size]
-        self._sent = rows
+        whole = list(rows)
+        body = b"".join([frame.raw for frame in whole])[:size]
+        self._note(whole)
         await self._exchange.ready()
         self._closing("mangled", self.outcome(), len(body))
         await self._exchange.write(body)
         self._exchange.finish()
 
 
-def _batch_end(rows: list[Frame], start: int) -> int:
-    """Up to where events go out in one write."""
-    size, at = 0, start
-    while at < len(rows) and size < _BATCH_BYTES:
-        size += len(rows[at].raw)
-        at += 1
-    return at
+def _marking_last(rows: Iterator[Frame]) -> Iterator[tuple[Frame, bool]]:
+    """Each event, and whether it is the last."""
+    held = next(rows)
+    for frame in rows:
+        yield held, False
+        held = frame
+    yield held, True

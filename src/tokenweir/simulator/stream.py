@@ -6,6 +6,7 @@ Each event knows what it adds to the bill, so that a stream cut anywhere has a k
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -64,31 +65,36 @@ def message_object(answer: Answer, outcome: Outcome, wanted: Directives) -> dict
     return message
 
 
-def frames(answer: Answer, wanted: Directives, *, event_tokens: int) -> list[Frame]:
-    """The events, in order."""
-    found = [Frame(_event("message_start", _start(answer, wanted)))]
+def frames(answer: Answer, wanted: Directives, *, event_tokens: int) -> Iterator[Frame]:
+    """The events, in order, made as they are taken: a thousand long streams are not kept in memory."""
+    yield Frame(_event("message_start", _start(answer, wanted)))
     if not answer.parts:
-        found.append(Frame(PING))
+        yield Frame(PING)
     for index, part in enumerate(answer.parts):
-        found.append(Frame(_event("content_block_start", {"type": "content_block_start", "index": index, "content_block": part.block})))
+        yield Frame(_event("content_block_start", {"type": "content_block_start", "index": index, "content_block": part.block}))
         if index == 0:
-            found.append(Frame(PING))
+            yield Frame(PING)
         if wanted.future:
-            found.append(Frame(_FUTURE))
-        _add_deltas(found, part, index, event_tokens)
+            yield Frame(_FUTURE)
+        yield from _deltas(part, index, event_tokens)
         stop = b'event: content_block_stop\ndata: {"type":"content_block_stop","index":%d}\n\n' % index
-        found.append(Frame(stop, part, 0, done=True))
-    found += [Frame(raw) for raw in _ending(answer, wanted)]
-    return found
+        yield Frame(stop, part, 0, done=True)
+    for raw in _ending(answer, wanted):
+        yield Frame(raw)
 
 
-def tally_of(answer: Answer, sent: list[Frame]) -> Tally:
+def tally_of(answer: Answer, sent: Iterable[Frame]) -> Tally:
     """What had been generated when so many events had gone out."""
     tally = Tally(answer)
     for frame in sent:
-        if frame.part is not None:
-            tally.add(frame.part, frame.tokens, done=frame.done)
+        note_frame(tally, frame)
     return tally
+
+
+def note_frame(tally: Tally, frame: Frame) -> None:
+    """One more event went out."""
+    if frame.part is not None:
+        tally.add(frame.part, frame.tokens, done=frame.done)
 
 
 def _start(answer: Answer, wanted: Directives) -> dict[str, Any]:
@@ -120,15 +126,15 @@ def _start(answer: Answer, wanted: Directives) -> dict[str, Any]:
     return {"type": "message_start", "message": message}
 
 
-def _add_deltas(found: list[Frame], part: Part, index: int, event_tokens: int) -> None:
+def _deltas(part: Part, index: int, event_tokens: int) -> Iterator[Frame]:
     if part.kind == "block":
         return
     if part.kind == "json":
-        _add_json_deltas(found, part, index)
+        yield from _json_deltas(part, index)
         return
     if part.kind == "compaction":
         delta = {"type": "content_block_delta", "index": index, "delta": {"type": "compaction_delta", "content": part.text}}
-        found.append(Frame(_event("content_block_delta", delta), part, part.tokens))
+        yield Frame(_event("content_block_delta", delta), part, part.tokens)
         return
     # The prose is ASCII letters and spaces: nothing to escape.
     name = _KINDS[part.kind]
@@ -136,13 +142,13 @@ def _add_deltas(found: list[Frame], part: Part, index: int, event_tokens: int) -
     text, step = part.text.encode(), event_tokens * 4
     for at in range(0, len(text), step):
         piece = text[at : at + step]
-        found.append(Frame(head + piece + b'"}}\n\n', part, len(piece) // 4))
+        yield Frame(head + piece + b'"}}\n\n', part, len(piece) // 4)
     if part.kind == "thinking":
         delta = {"type": "content_block_delta", "index": index, "delta": {"type": "signature_delta", "signature": _signature(part)}}
-        found.append(Frame(_event("content_block_delta", delta)))
+        yield Frame(_event("content_block_delta", delta))
 
 
-def _add_json_deltas(found: list[Frame], part: Part, index: int) -> None:
+def _json_deltas(part: Part, index: int) -> Iterator[Frame]:
     """An empty first piece, as the provider sends, then the input in three pieces that share the tokens."""
     third = len(part.text) // 3 + 1
     pieces = [""] + [part.text[at : at + third] for at in range(0, len(part.text), third)]
@@ -151,7 +157,7 @@ def _add_json_deltas(found: list[Frame], part: Part, index: int) -> None:
         spent = left if number == len(pieces) - 1 else left // (len(pieces) - number)
         left -= spent
         delta = {"type": "content_block_delta", "index": index, "delta": {"type": "input_json_delta", "partial_json": piece}}
-        found.append(Frame(_event("content_block_delta", delta), part, spent))
+        yield Frame(_event("content_block_delta", delta), part, spent)
 
 
 def _ending(answer: Answer, wanted: Directives) -> list[bytes]:
