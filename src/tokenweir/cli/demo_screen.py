@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -12,7 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from tokenweir.cli.output import note
+from tokenweir.ledger.rollups import ZERO, Sums
+from tokenweir.metering.spend import Query, spend
 from tokenweir.money import format_usd
+from tokenweir.ports import LedgerStore
 from tokenweir.settings import Settings
 
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -47,12 +49,12 @@ class Screen:
         teams = _by_team(self._ledger)
         for team, sums in teams.items():
             rate = self._rates.setdefault(team, deque([0] * _HISTORY, maxlen=_HISTORY))
-            rate.append(sums["requests"] - self._before.get(team, 0))
-            self._before[team] = sums["requests"]
+            rate.append(sums.requests - self._before.get(team, 0))
+            self._before[team] = sums.requests
         if self._live is not None:
             self._live.update(Group(*self._heads, _table(teams, self._rates)), refresh=True)
         elif not self._quiet and teams and self._drawn % _LINES_EVERY == 0:
-            note("  ".join(f"{team} {sums['requests']:,} req {format_usd(sums['cost_nanos'])}" for team, sums in teams.items()))
+            note("  ".join(f"{team} {sums.requests:,} req {format_usd(sums.cost_nanos)}" for team, sums in teams.items()))
         self._drawn += 1
 
     def close(self) -> None:
@@ -61,20 +63,17 @@ class Screen:
             self._live.stop()
 
 
-def _table(teams: dict[str, dict[str, int]], rates: dict[str, deque[int]]) -> Table:
+def _table(teams: dict[str, Sums], rates: dict[str, deque[int]]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), show_footer=True)
-    totals: dict[str, int] = {}
-    for sums in teams.values():
-        for name, amount in sums.items():
-            totals[name] = totals.get(name, 0) + amount
+    totals = sum(teams.values(), start=ZERO)
     columns = {
         "team": "total",
-        "requests": f"{totals.get('requests', 0):,}",
-        "refused": f"{totals.get('errors', 0):,}",
+        "requests": f"{totals.requests:,}",
+        "refused": f"{totals.errors:,}",
         "prompt": f"{_prompt(totals):,}",
         "from cache": _share(totals),
-        "output": f"{totals.get('output', 0):,}",
-        "cost": format_usd(totals.get("cost_nanos", 0)),
+        "output": f"{totals.output:,}",
+        "cost": format_usd(totals.cost_nanos),
         "requests per second": "",
     }
     for name, footer in columns.items():
@@ -82,24 +81,24 @@ def _table(teams: dict[str, dict[str, int]], rates: dict[str, deque[int]]) -> Ta
     for team, sums in sorted(teams.items()):
         table.add_row(
             team,
-            f"{sums['requests']:,}",
-            f"{sums['errors']:,}",
+            f"{sums.requests:,}",
+            f"{sums.errors:,}",
             f"{_prompt(sums):,}",
             _share(sums),
-            f"{sums['output']:,}",
-            format_usd(sums["cost_nanos"]),
+            f"{sums.output:,}",
+            format_usd(sums.cost_nanos),
             Text(_sparkline(rates.get(team, deque())), style="cyan"),
         )
     return table
 
 
-def _prompt(sums: dict[str, int]) -> int:
-    return sum(sums.get(name, 0) for name in ("uncached_input", "cache_write_5m", "cache_write_1h", "cache_read"))
+def _prompt(sums: Sums) -> int:
+    return sums.uncached_input + sums.cache_write_5m + sums.cache_write_1h + sums.cache_read
 
 
-def _share(sums: dict[str, int]) -> str:
+def _share(sums: Sums) -> str:
     prompt = _prompt(sums)
-    return f"{100 * sums['cache_read'] // prompt} %" if prompt else "–"
+    return f"{100 * sums.cache_read // prompt} %" if prompt else "-"
 
 
 def _sparkline(rates: deque[int]) -> str:
@@ -107,5 +106,7 @@ def _sparkline(rates: deque[int]) -> str:
     return "".join(_BARS[(8 * rate + highest - 1) // highest] if highest else " " for rate in rates)
 
 
-def _by_team(ledger: Any) -> dict[str, dict[str, int]]:
-    raise NotImplementedError
+def _by_team(ledger: LedgerStore) -> dict[str, Sums]:
+    with ledger.snapshot() as snapshot:
+        names = snapshot.names()
+    return {names.teams.get(row.group[0], row.group[0]): row.sums for row in spend(ledger, Query(by=("team",))).rows}

@@ -1,6 +1,6 @@
 """The end of a demo: the ledger against the simulator's journal of truth, attempt by attempt.
 
-What the gateway saw to its end must be equal to the token and the nano-dollar. What was cut short must be flagged. Every line of truth has an entry.
+What the gateway saw to its end must be equal to the token and the nano-dollar. What was cut short must be flagged. Every line of truth has one entry.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tokenweir import app as stores
 from tokenweir.ledger.entries import Entry
+from tokenweir.periods import SECOND_US, parse_instant
 from tokenweir.settings import Settings
 from tokenweir.usage import Certainty
 
@@ -18,30 +20,38 @@ _COLUMNS = ("uncached_input", "cache_write_5m", "cache_write_1h", "cache_read", 
 
 def compare(settings: Settings, truth: Path) -> dict[str, Any]:
     """Counts, totals, and every difference in words."""
-    from tokenweir import app
-
-    entries = {entry.upstream_request_id: entry for entry in app.open_ledger(settings).entries() if entry.upstream_request_id}
+    with stores.open_ledger(settings).snapshot() as ledger:
+        entries = list(ledger.entries())
+    named = {entry.upstream_request_id: entry for entry in entries if entry.upstream_request_id}
+    nameless = [entry for entry in entries if not entry.upstream_request_id]
     outcome: dict[str, Any] = {"attempts": 0, "exact": 0, "flagged": 0, "tokens": 0, "cost_nanos": 0, "differences": []}
-    seen = 0
-    with truth.open(encoding="utf-8") as lines:
-        for line in lines:
-            said = json.loads(line)
-            entry = entries.get(said["request_id"])
-            if entry is None:
-                if said["bytes_sent"]:
-                    outcome["differences"].append(f"{said['request_id']} ({said['outcome']}) is not in the ledger")
-                continue
-            seen += 1
-            _add(outcome, entry)
-            if entry.certainty in {Certainty.PARTIAL, Certainty.CEILING}:
-                outcome["flagged"] += 1
-            elif difference := _difference(said, entry):
-                outcome["differences"].append(difference)
-            else:
-                outcome["exact"] += 1
-    if len(entries) > seen:
-        outcome["differences"].append(f"{len(entries) - seen} entries are not in the journal of truth")
+    for said in map(json.loads, truth.read_text("utf-8").splitlines()):
+        entry = named.pop(said["request_id"], None) or _without_a_name(said, nameless)
+        if entry is None:
+            outcome["differences"].append(f"{said['request_id']} ({said['outcome']}) is not in the ledger")
+        elif entry.certainty in {Certainty.PARTIAL, Certainty.CEILING}:
+            outcome["flagged"] += 1
+        elif difference := _difference(said, entry):
+            outcome["differences"].append(difference)
+        else:
+            outcome["exact"] += 1
+    outcome["differences"] += [f"{entry.upstream_request_id} is not in the journal of truth" for entry in named.values()]
+    for entry in entries:
+        _add(outcome, entry)
     return outcome
+
+
+def _without_a_name(said: dict[str, Any], nameless: list[Entry]) -> Entry | None:
+    """The entry of an attempt that ended before the head of its answer was read: it began just before, and its ceiling holds what was billed."""
+    received_us = parse_instant(said["received_at"])
+    for index, entry in enumerate(nameless):
+        if (
+            0 <= received_us - entry.started_at_us < 5 * SECOND_US
+            and entry.cost_nanos >= said["cost_nanos"]
+            and said["model"] == entry.model_requested
+        ):
+            return nameless.pop(index)
+    return None
 
 
 def _add(outcome: dict[str, Any], entry: Entry) -> None:

@@ -54,6 +54,7 @@ class Connection(HttpToolsProtocol):
         self.body_late = False
         self._in_head = True
         self._head_bytes = 0
+        self._heads = 0
         self._head_since: float | None = self.loop.time()
         self._body_deadline: float | None = None
         self._blocked_since: float | None = None
@@ -76,9 +77,10 @@ class Connection(HttpToolsProtocol):
         if self._in_head:
             if self._head_since is None:
                 self._head_since = self.loop.time()
-            partial = self._head_bytes
+            partial, heads = self._head_bytes, self._heads
             super().data_received(data)
-            if self._head_unfinished():
+            # A head that was completed by this piece was measured line by line; what follows it in the piece is body, or little.
+            if self._heads == heads and self._head_unfinished():
                 self._head_bytes = max(self._head_bytes, partial + len(data))
                 if self._head_bytes > self.bounds.header_bytes_max:
                     self._refuse_head(431, f"the request head is larger than {self.bounds.header_bytes_max} bytes")
@@ -125,6 +127,7 @@ class Connection(HttpToolsProtocol):
             self._refusal = (400, "invalid_request_error", problem)
             raise Refused
         self._in_head = False
+        self._heads += 1
         self._head_since = None
         self.scope[CONNECTION] = self  # type: ignore[literal-required]
         super().on_headers_complete()
