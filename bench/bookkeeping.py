@@ -79,7 +79,7 @@ def write_journal(data_dir: Path, attempts: int, key_id: str) -> dict[str, int]:
     from tokenweir.usage import Certainty, Usage
 
     clock, mint = SystemClock(), IdMint()
-    journal = JournalWriter(data_dir / "journal", JournalSettings(), writer=f"bench{time.monotonic_ns():x}")
+    journal = JournalWriter(data_dir / "journal", JournalSettings(), writer=mint(clock.now_us()))
     sums = dict.fromkeys(("attempts", "uncached_input", "cache_write_5m", "cache_read", "output"), 0)
     begun = clock.now_us() - 3_600_000_000
     for number in range(attempts):
