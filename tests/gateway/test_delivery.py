@@ -72,6 +72,10 @@ async def test_a_refusal_that_must_stand_is_handed_on_as_it_came_and_costs_nothi
     await (play << Done())
 
 
+async def test_a_status_that_http_does_not_have_is_handed_on_as_500():
+    await (Play() >> Post() << Intent() << Forward() >> Answers(799, b"{}") << Settle(NONE, status=799) << Head(500) << Send(b"{}") << Done())
+
+
 @pytest.mark.parametrize(("status", "error_type"), [(429, "rate_limit_error"), (529, "overloaded_error"), (503, "api_error"), (502, "api_error")])
 async def test_a_refusal_that_asks_to_come_back_soon_is_tried_three_times_with_one_record_each(status, error_type):
     refusal = Answers(status, fault(error_type), AT_ONCE)

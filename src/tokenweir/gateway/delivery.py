@@ -157,7 +157,8 @@ class Courier:
             body = await _read_refusal(connection)
             kind, _ = read_fault(head.status, body)
             await self._settle(attempt, replace(outcome, refused=True, error_type=kind or f"http_{head.status}"))
-            return Refusal(head.status, head.headers, body, upstream_id)
+            # A status that HTTP does not have is a provider that makes no sense; the client gets one that it can read.
+            return Refusal(head.status if head.status < 600 else 500, head.headers, body, upstream_id)
         if ticket is None or not _header(head, b"content-type").startswith("text/event-stream"):
             return Answer(head, connection, attempt, upstream_id, None, b"")
         stream = StreamMeter(ticket.envelope.model)

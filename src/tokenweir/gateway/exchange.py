@@ -136,7 +136,7 @@ class Exchange:
         """If the peer is a trusted proxy, take the caller's address from `X-Forwarded-For`: the last hop that is not itself trusted."""
         if not proxies or not _within(self.address, proxies):
             return
-        forwarded = self.header(b"x-forwarded-for")
+        forwarded = b",".join(value for name, value in self.headers if name == b"x-forwarded-for")
         hops = [hop.strip() for hop in forwarded.decode("latin-1").split(",")] if forwarded else []
         for hop in reversed(hops):
             self.address = hop
