@@ -15,6 +15,7 @@ import msgspec
 
 from tokenweir.errors import InvalidRequest
 from tokenweir.usage import Certainty, Metered
+from tokenweir.wire.plain_usage import read_plain
 from tokenweir.wire.sse import SseScanner, parse_event
 from tokenweir.wire.usage_fields import COUNTS, DETAILS, FLAG_BAD_FIELD, KNOWN, JsonObject, is_bad, is_count, read_metered
 
@@ -65,14 +66,18 @@ def read_message(body: bytes, *, requested_model: str) -> Reading:
         return Reading(None, Certainty.CEILING, final=True)
     if _text(message.type) == "error":
         return Reading(None, Certainty.NONE, error_type=_error_type(body), final=True)
-    usage = _decode_object(message.usage) if message.usage else None
-    if not usage:
-        return Reading(None, Certainty.CEILING, _text(message.id)[:ID_CHARS_MAX], final=True)
     stop_reason = _text(message.stop_reason)
     empty_refusal = stop_reason == "refusal" and bytes(memoryview(message.content)[:8]).replace(b" ", b"") == b"[]"
-    metered = read_metered(usage, model=_model(_text(message.model), requested_model), empty_refusal=empty_refusal)
-    metered, certainty = _judged(metered, usage, complete=True)
-    return Reading(metered, certainty, _text(message.id)[:ID_CHARS_MAX], stop_reason[:ID_CHARS_MAX], _compact(message.usage), final=True)
+    model = _model(_text(message.model), requested_model)
+    message_id = _text(message.id)[:ID_CHARS_MAX]
+    plain = read_plain(message.usage, model=model, empty_refusal=empty_refusal) if message.usage else None
+    if plain is not None:
+        return Reading(plain, Certainty.EXACT, message_id, stop_reason[:ID_CHARS_MAX], _compact(message.usage), final=True)
+    usage = _decode_object(message.usage) if message.usage else None
+    if not usage:
+        return Reading(None, Certainty.CEILING, message_id, final=True)
+    metered, certainty = _judged(read_metered(usage, model=model, empty_refusal=empty_refusal), usage, complete=True)
+    return Reading(metered, certainty, message_id, stop_reason[:ID_CHARS_MAX], _compact(message.usage), final=True)
 
 
 class StreamMeter:
