@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DATA_DIR ?= $(HOME)/.tokenweir
 
-.PHONY: help demo run test check format bench lock install install-test clean
+.PHONY: help demo run test check docs format bench lock install install-test clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -26,6 +26,9 @@ check: install-test ## lint, types, imports
 	@$(BIN)/ruff check src tests bench
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+docs: install-test ## draw the pages that come from the code
+	@$(BIN)/python docs/generate.py
 
 format: install-test ## format and fix what can be fixed
 	@$(BIN)/ruff format src tests bench
