@@ -189,10 +189,13 @@ class StreamMeter:
         self.final = True
 
     def reading(self) -> Reading:
-        """What is known now. EXACT only if the final counts were seen; before `message_start`, nothing."""
+        """What is known now. EXACT only if the final counts were seen; before `message_start`, or as long as no prompt was counted, nothing."""
         if self._usage is None:
             certainty = Certainty.NONE if self.head_error is not None else Certainty.CEILING
             return Reading(None, certainty, error_type=self._error, final=self.final)
+        if not is_count(self._usage.get("input_tokens")) and f"{FLAG_BAD_FIELD}:input_tokens" not in self._flags:
+            # Unknown is never zero: what was streamed could be counted, a prompt that nobody stated cannot. A count that was no count is flagged instead.
+            return Reading(None, Certainty.CEILING, self._message_id, self._stop_reason, error_type=self._error, final=self.final)
         usage = self._usage
         if not self._counted:
             stated = usage.get("output_tokens") or 0  # bad counts were never merged
