@@ -13,6 +13,7 @@ from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 from sqlalchemy import Connection, Engine, Select, Table, Text, and_, func, literal, or_, select, text, union_all
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -35,7 +36,8 @@ _PLAIN: Final = len(_PLAIN_NAMES)
 _SELECT: Final = select(*[ENTRIES.c[name] for name in _COLUMNS])
 _CERTAINTIES: Final = {certainty.value: certainty for certainty in Certainty}
 _plain_values = attrgetter(*_PLAIN_NAMES)
-_text_values = attrgetter(*[name for name in _PLAIN_NAMES if isinstance(ENTRIES.c[name].type, Text)])
+_TEXT_NAMES: Final = tuple(name for name in _PLAIN_NAMES if isinstance(ENTRIES.c[name].type, Text))
+_text_values = attrgetter(*_TEXT_NAMES)
 _usage_values = attrgetter(*_USAGE_NAMES)
 _strings = msgspec.json.Decoder(tuple[str, ...]).decode
 
@@ -67,7 +69,7 @@ class SqlLedger:
         with writing(self._engine) as connection:
             self._take_turn(connection)
             there = _known(connection, list(once))
-            new = [entry for entry_id, entry in sorted(once.items()) if entry_id not in there]
+            new = [_storable(entry) for entry_id, entry in sorted(once.items()) if entry_id not in there]
             if new:
                 connection.exec_driver_sql(self._insert, [_row(entry) for entry in new])
                 for grain, cells in zip(ROLLUPS, accumulate(new), strict=True):
@@ -244,13 +246,17 @@ def _json(strings: Sequence[str]) -> str:
     return msgspec.json.encode(strings).decode() if strings else "[]"
 
 
+def _storable(entry: Entry) -> Entry:
+    """The entry without the one character that PostgreSQL does not have; both stores hold the same."""
+    if "\0" not in "".join(_text_values(entry)):
+        return entry
+    return replace(entry, **{name: getattr(entry, name).replace("\0", "\ufffd") for name in _TEXT_NAMES})
+
+
 def _row(entry: Entry) -> tuple[Any, ...]:
     """The values in the order of `_COLUMNS`."""
-    plain = _plain_values(entry)
-    if "\0" in "".join(_text_values(entry)):  # PostgreSQL has no such character; both stores hold the same
-        plain = tuple(value.replace("\0", "\ufffd") if type(value) is str else value for value in plain)
     return (
-        *plain,
+        *_plain_values(entry),
         *_usage_values(entry.usage),
         entry.certainty.value,
         int(entry.stream),
