@@ -73,7 +73,8 @@ class Role:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         try:
-            return await asyncio.wait_for(process.wait(), self._stop_timeout_s)
+            code = await asyncio.wait_for(process.wait(), self._stop_timeout_s)
+            return code if code >= 0 else 1
         except TimeoutError:
             process.kill()
             await process.wait()

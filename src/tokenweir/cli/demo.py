@@ -50,11 +50,10 @@ def _conclude(outcome: dict[str, Any], keep: Path | None) -> None:
     from tokenweir.money import format_usd
 
     note("")
-    note(
-        f"{outcome['attempts']:,} attempts · {outcome['tokens']:,} tokens · {format_usd(outcome['cost_nanos'])} booked. "
-        f"{outcome['exact']:,} equal the simulator's journal of truth to the token and the nano-dollar; "
-        f"{outcome['flagged']:,} were cut short and are booked as estimates, flagged."
-    )
+    note(f"{outcome['attempts']:,} attempts, {outcome['tokens']:,} tokens, {format_usd(outcome['cost_nanos'])} booked.")
+    note(f"{outcome['exact']:,} equal the simulator's journal of truth, to the token and the nano-dollar.")
+    if outcome["flagged"]:
+        note(f"{outcome['flagged']:,} were cut short by their clients; they are booked as estimates, and flagged.")
     for line in outcome["differences"]:
         note(f"  differs: {line}")
     if keep is not None:

@@ -52,7 +52,7 @@ class Screen:
             rate.append(sums.requests - self._before.get(team, 0))
             self._before[team] = sums.requests
         if self._live is not None:
-            self._live.update(Group(*self._heads, _table(teams, self._rates)), refresh=True)
+            self._live.update(Group(*self._heads, Text(), _table(teams, self._rates)), refresh=True)
         elif not self._quiet and teams and self._drawn % _LINES_EVERY == 0:
             note("  ".join(f"{team} {sums.requests:,} req {format_usd(sums.cost_nanos)}" for team, sums in teams.items()))
         self._drawn += 1
@@ -64,7 +64,7 @@ class Screen:
 
 
 def _table(teams: dict[str, Sums], rates: dict[str, deque[int]]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), show_footer=True)
+    table = Table(box=None, padding=(0, 2, 0, 0), show_footer=True, header_style="bold", footer_style="bold")
     totals = sum(teams.values(), start=ZERO)
     columns = {
         "team": "total",
