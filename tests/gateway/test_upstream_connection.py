@@ -110,3 +110,15 @@ async def test_the_first_failure_is_the_one_that_is_told():
     with pytest.raises(UpstreamSilent):
         await exchange.head()
     assert repr(exchange) == "<UpstreamConnection new, failed: upstream_silent, 0 bytes unread>"
+
+
+async def test_what_arrived_before_the_exchange_was_given_up_can_still_be_read():
+    """It may hold the final counts of an answer whose client has left."""
+    exchange, line = opened()
+    exchange.began(HEAD)
+    exchange.chunks += [b"final ", b"counts"]
+    exchange.abort()
+    assert await exchange.read() == b"final counts"
+    with pytest.raises(UpstreamCut):
+        await exchange.read()
+    assert line.events == ["hang_up"]

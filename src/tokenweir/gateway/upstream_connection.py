@@ -109,10 +109,12 @@ class UpstreamConnection:
             await self._news()
 
     def abort(self) -> None:
-        """Give the exchange up now; whoever waits for it gets UpstreamCut. After a complete answer, and a second time, this does nothing."""
+        """Give the exchange up now; whoever waits for it gets UpstreamCut. After a complete answer, and a second time, this does nothing.
+
+        What has arrived can still be read: it may hold the final counts, and then the bill is known.
+        """
         line, self._line = self._line, None
         if line is not None:
-            self.chunks = []
             self.failed(UpstreamCut("The exchange with the provider was given up by the gateway."))
             line.hang_up()
 
