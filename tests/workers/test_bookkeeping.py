@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -127,7 +128,7 @@ def test_every_prefix_of_a_segment_recovers_to_the_same_ledger_as_its_whole_reco
 def test_a_crash_of_the_worker_after_any_step_and_a_lost_checkpoint_change_nothing(tmp_path):
     records = interleaved(60, unsettled=4)
     cuts = [0, 30, 70, len(records)]
-    parts = [records[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [records[a:b] for a, b in pairwise(cuts)]
     for steps in range(30):
         for lost in (False, True):
             directory = tmp_path / "journal"
