@@ -495,6 +495,8 @@ async def test_a_client_that_never_reads_a_large_stream_costs_little_and_is_disc
                 offered += len(piece)
                 await served.writer.drain()
                 peak = max(peak, rss_bytes())
+                for connection in stage.server.server_state.connections:
+                    assert connection.transport.get_write_buffer_size() <= 2 * server.UNSENT_BYTES_MAX
         await until(lambda: not stage.server.server_state.connections and not stage.server.server_state.tasks)
         assert offered < 60_000_000
         assert peak - before < 16_000_000

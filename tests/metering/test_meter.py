@@ -97,9 +97,14 @@ def test_leaving_the_ticket_settles_an_open_attempt_at_its_ceiling():
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, GeneratorExit])
 def test_leaving_it_by_any_exception_does_so_too_and_the_exception_goes_on(error):
     gauge = Gauge()
-    with pytest.raises(error), gauge.admit() as ticket:
-        ticket.open_attempt()
-        raise error
+
+    def serve() -> None:
+        with gauge.admit() as ticket:
+            ticket.open_attempt()
+            raise error
+
+    with pytest.raises(error):
+        serve()
     assert gauge.certainties == ["ceiling"]
     assert gauge.journal.records[1].error_type == "gateway_failure"
 
@@ -170,11 +175,15 @@ def test_an_outcome_that_cannot_be_priced_is_booked_at_the_ceiling(monkeypatch):
     def fails(*_: object, **__: object) -> None:
         raise ArithmeticError
 
-    with pytest.raises(ArithmeticError), gauge.admit() as ticket:
-        attempt = ticket.open_attempt()
-        with monkeypatch.context() as patch:
-            patch.setattr(meter_module, "cost_nanos", fails)
-            attempt.settle(Outcome(status=200, reading=read_message(MESSAGE, requested_model="m")))
+    def serve() -> None:
+        with gauge.admit() as ticket:
+            attempt = ticket.open_attempt()
+            with monkeypatch.context() as patch:
+                patch.setattr(meter_module, "cost_nanos", fails)
+                attempt.settle(Outcome(status=200, reading=read_message(MESSAGE, requested_model="m")))
+
+    with pytest.raises(ArithmeticError):
+        serve()
     assert gauge.certainties == ["ceiling"]
 
 

@@ -117,7 +117,7 @@ class Egress:
         self.proxy = proxy if origin.tls else None
         self._tls = tls if origin.tls else None
 
-    async def connect(self, make: Callable[[], asyncio.Protocol], timeout_ms: int) -> None:
+    async def connect(self, make: Callable[[], asyncio.BaseProtocol], timeout_ms: int) -> None:
         """Connect a protocol made by `make` to the origin. Raises OSError (a TLS failure is one) or TimeoutError.
 
         Addresses are tried one after another; each may use its share of the time that is left, so that one dead address does not take all.
@@ -146,7 +146,7 @@ class Egress:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         return list(dict.fromkeys(str(info[4][0]) for info in found))
 
-    async def _connect_to(self, address: str, port: int, make: Callable[[], asyncio.Protocol]) -> None:
+    async def _connect_to(self, address: str, port: int, make: Callable[[], asyncio.BaseProtocol]) -> None:
         loop = asyncio.get_running_loop()
         proxy, tls = self.proxy, self._tls
         if proxy is None or tls is None:

@@ -108,9 +108,14 @@ class Exchange:
             await self._send({"type": "http.response.start", "status": status, "headers": [*headers, (b"request-id", self.request_id.encode())]})
 
     async def write(self, chunk: bytes) -> None:
-        """Send a piece of the body; waits while the client does not read. Does nothing once it has left."""
+        """Send a piece of the body; does nothing once the client has left. To wait for a slow one, drop the piece and call `taken()`."""
         if not self.gone:
             await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async def taken(self) -> None:
+        """Wait until the client has taken most of what was written: a client that does not read must not make us read on."""
+        if self._connection.flow.write_paused:
+            await self._connection.flow.drain()
 
     async def finish(self, chunk: bytes = b"") -> None:
         """Send the last piece of the body."""

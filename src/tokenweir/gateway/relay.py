@@ -51,7 +51,8 @@ class Relay:
                     settled = True
                     await self._settle(attempt, _outcome(passage, answer, meter.reading()))
                 await exchange.write(chunk)
-                last = chunk
+                last, chunk = chunk[-4:], b""
+                await exchange.taken()
                 chunk = await connection.read()
                 over = meter.feed(chunk) if chunk else over
             if not settled and not meter.final and meter.reading().certainty is not Certainty.EXACT:
@@ -81,6 +82,8 @@ class Relay:
                     if not exchange.started:
                         await exchange.start(answer.head.status, headers)
                     await exchange.write(held)
+                    held = b""
+                    await exchange.taken()
                 held = chunk
                 size += len(chunk)
                 if attempt is not None and size <= JSON_BYTES_MAX:

@@ -29,6 +29,8 @@ CYCLE = "tokenweir.cycle"
 
 PIPELINE_MAX = 8
 """Requests that may wait on a connection behind the one being answered; nobody we know sends even one."""
+UNSENT_BYTES_MAX = 32 * 1024
+"""More than this unsent, and no more is read from the provider: what a slow reader costs is about this, twice."""
 LINGER_S = 5.0
 """How long a client may go on sending what is not read any more, so that it gets to read its answer."""
 LAST_WORDS_S = 3.0
@@ -49,6 +51,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client connected; it has until the header deadline to send a whole request head."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=UNSENT_BYTES_MAX)
         self.on_gone: Callable[[], None] | None = None
         self.gone = False
         self.body_late = False

@@ -25,8 +25,10 @@ from tokenweir.gateway.upstream_request import encode_head
 
 HEAD_BYTES_MAX = 64 * 1024
 HEADERS_MAX = 256
-UNREAD_BYTES_MAX = 256 * 1024
+UNREAD_BYTES_MAX = 32 * 1024
 """More than this unread, and the socket is read no further until the reader has caught up."""
+READ_BYTES = 32 * 1024
+"""What one read of the socket takes at most: what is on its way when reading stops. The loop's own buffer has 256 KB, too much for each slow reader."""
 CHUNK_OVERHEAD_BYTES = 48
 """What a small bytes object costs besides its content, so that an answer in tiny chunks is bounded as well."""
 WRITE_BYTES = 256 * 1024
@@ -67,7 +69,10 @@ class Pool(Protocol):
         ...
 
 
-class Wire(asyncio.Protocol):
+_buffer = memoryview(bytearray(READ_BYTES))
+
+
+class Wire(asyncio.BufferedProtocol):
     """A connected socket. Slotted and free of tasks: a thousand slow streams are a thousand of these."""
 
     __slots__ = (
@@ -231,6 +236,14 @@ class Wire(asyncio.Protocol):
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if hasattr(socket, "TCP_KEEPIDLE"):
                 peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """One buffer serves all wires: what is read into it is parsed before the loop turns to the next."""
+        return _buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Bytes came into the buffer."""
+        self.data_received(bytes(_buffer[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
         """Bytes came. The reader is woken once, after all of them are parsed."""
