@@ -85,15 +85,20 @@ class RateCard:
         """Of all numbers in `Rates` and of `search_rate`."""
         self._rates = {key: tuple(p.over(self.denominator, key[0]) for p in reversed(pieces)) for key, pieces in exact.items()}
         self._searches = tuple((start, int(price * self.denominator)) for start, price in reversed(searches))
+        self._resolved: dict[str, str | None] = {}
         self._spelled: dict[tuple[str, int], tuple[Rates, ...]] = {}
 
     def resolve(self, model_id: str) -> str | None:
         """The card's name for a model id in any known spelling; None if the card does not know the model."""
-        for name in spellings(model_id):
-            found = self._names.get(name)
-            if found is not None:
-                return found
-        return None
+        try:
+            return self._resolved[model_id]
+        except KeyError:
+            found = next((known for name in spellings(model_id) if (known := self._names.get(name)) is not None), None)
+        if len(self._resolved) >= _SPELLINGS_MAX:
+            # Ids come from outside: the memory of them is bounded.
+            self._resolved.clear()
+        self._resolved[model_id] = found
+        return found
 
     def model(self, canonical: str) -> ModelFacts:
         """The facts of a model under the card's name; raises NotFound."""
@@ -112,7 +117,6 @@ class RateCard:
         if pieces is None:
             pieces = self._rates[self.resolve(model_id) or "", modifiers]
             if len(self._spelled) >= _SPELLINGS_MAX:
-                # Ids come from outside: the memory of them is bounded.
                 self._spelled.clear()
             self._spelled[model_id, modifiers] = pieces
         for rates in pieces:
