@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import re
 import resource
 import socket
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.hostile import AUTH, BODY, CHUNKS, CL, CLOSED, GOOD, HEALTH, KEPT, LENGTH, ROWS, TE, Client, check_ours, get, post
 from gateway.playbook import KEY, START, TEXT, UPSTREAM_KEY, Stage, message, until
 from tokenweir.gateway import server
 from tokenweir.policies import Policy
@@ -23,126 +23,7 @@ from tokenweir.usage import Certainty
 
 BOTH_LOOPS = True
 
-BODY = b'{"model":"claude-sonnet-4-5","max_tokens":5,"messages":[]}'
-HOST = b"host: x\r\n"
-AUTH = HOST + b"x-api-key: " + KEY.encode() + b"\r\n"
-LENGTH = b"content-length: %d\r\n" % len(BODY)
-GOOD = b"POST /v1/messages HTTP/1.1\r\n" + AUTH + LENGTH + b"\r\n" + BODY
-CHUNKS = b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
-HEALTH = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
-SMUGGLED = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n"
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(message()), message())
-
-
-def post(*lines: bytes, body: bytes = BODY, target: bytes = b"/v1/messages", version: bytes = b"HTTP/1.1") -> bytes:
-    return b"POST " + target + b" " + version + b"\r\n" + AUTH + b"".join(line + b"\r\n" for line in lines) + b"\r\n" + body
-
-
-def get(target: bytes) -> bytes:
-    return b"GET " + target + b" HTTP/1.1\r\nhost: x\r\n\r\n"
-
-
-TE = b"transfer-encoding: chunked"
-CL = LENGTH[:-2]
-# What is sent; the statuses that come back; how many requests the provider gets.
-ROWS: dict[str, tuple[bytes, list[int], int]] = {
-    "a good request": (GOOD, [200], 1),
-    "a good chunked request": (post(TE, body=CHUNKS), [200], 1),
-    "chunk extensions and trailers": (post(TE, body=b"%x;a=b\r\n%b\r\n0\r\nx-api-key: other\r\n\r\n" % (len(BODY), BODY)), [200], 1),
-    "length and chunked": (post(CL, TE, body=CHUNKS), [400], 0),
-    "chunked and length": (post(TE, CL, body=CHUNKS), [400], 0),
-    "length 0 and chunked, with a request behind": (post(b"content-length: 0", TE, body=b"0\r\n\r\n" + SMUGGLED), [400], 0),
-    "two lengths that differ": (post(CL, b"content-length: 3"), [400], 0),
-    "two lengths that agree": (post(CL, CL), [400], 0),
-    "a list of lengths": (post(CL + b", 5"), [400], 0),
-    "a signed length": (post(b"content-length: +5"), [400], 0),
-    "a negative length": (post(b"content-length: -1"), [400], 0),
-    "a hexadecimal length": (post(b"content-length: 0x5"), [400], 0),
-    "a length of two words": (post(b"content-length: 5 5"), [400], 0),
-    "a length beyond all integers": (post(b"content-length: 99999999999999999999999"), [400], 0),
-    "a length beyond the limit": (post(b"content-length: 999999999", body=b""), [413], 0),
-    "an empty length": (post(b"content-length:"), [400], 0),
-    "TE twice": (post(TE, TE, body=CHUNKS), [400], 0),
-    "TE chunked and identity": (post(TE, b"transfer-encoding: identity", body=CHUNKS), [400], 0),
-    "TE chunked, identity": (post(TE + b", identity", body=CHUNKS), [400], 0),
-    "TE identity": (post(b"transfer-encoding: identity"), [400], 0),
-    "TE gzip, chunked": (post(b"transfer-encoding: gzip, chunked", body=CHUNKS), [400], 0),
-    "TE xchunked": (post(b"transfer-encoding: xchunked", body=CHUNKS), [400], 0),
-    "TE with a vertical tab": (post(b"transfer-encoding: \x0bchunked", body=CHUNKS), [400], 0),
-    "TE quoted": (post(b'transfer-encoding: "chunked"', body=CHUNKS), [400], 0),
-    "TE with a space before the colon": (post(b"transfer-encoding : chunked", body=CHUNKS), [400], 0),
-    "TE folded": (post(b"transfer-encoding:\r\n chunked", body=CHUNKS), [400], 0),
-    "TE in HTTP/1.0": (post(CL, TE, body=CHUNKS, version=b"HTTP/1.0"), [400], 0),
-    "a chunk size with a sign": (post(TE, body=b"-1\r\n"), [400], 0),
-    "a chunk size beyond all integers": (post(TE, body=b"fffffffffffffffff\r\n"), [400], 0),
-    "a chunk longer than it says": (post(TE, body=b"3\r\nabcdef\r\n0\r\n\r\n"), [400], 0),
-    "a bare LF in a chunk": (post(TE, body=b"%x\n%b\n0\n\n" % (len(BODY), BODY)), [400], 0),
-    "bare LF throughout": (GOOD.replace(b"\r\n", b"\n"), [400], 0),
-    "one bare LF": (post(b"a: b\nc: d", CL), [400], 0),
-    "a bare CR in a value": (post(b"a: b\rc: d", CL), [400], 0),
-    "a NUL in a value": (post(b"a: b\0c", CL), [400], 0),
-    "a NUL in a name": (post(b"a\0: b", CL), [400], 0),
-    "a folded line": (post(b"a: b\r\n c", CL), [400], 0),
-    "a space before the colon": (post(b"a : b", CL), [400], 0),
-    "a line without a colon": (post(b"abc", CL), [400], 0),
-    "an empty name": (post(b": b", CL), [400], 0),
-    "a space before the first header": (b"POST /v1/messages HTTP/1.1\r\n " + AUTH + LENGTH + b"\r\n" + BODY, [400], 0),
-    "Authorization twice": (post(b"authorization: Bearer a", b"authorization: Bearer b", CL), [400], 0),
-    "x-api-key twice": (post(b"x-api-key: " + KEY.encode(), CL), [400], 0),
-    "x-api-key and another bearer": (post(b"authorization: Bearer tw_other", CL), [400], 0),
-    "Connection names the key": (post(b"connection: x-api-key", CL), [200], 1),
-    "absolute form": (post(CL, target=b"http://127.0.0.1/v1/messages"), [400], 0),
-    "absolute form of another host": (post(CL, target=b"http://evil/v1/messages"), [400], 0),
-    "no leading slash": (post(CL, target=b"v1/messages"), [400], 0),
-    "two leading slashes": (post(CL, target=b"//v1/messages"), [501], 0),
-    "an encoded slash": (post(CL, target=b"/v1%2fmessages"), [501], 0),
-    "an encoded letter": (post(CL, target=b"/v1/%6dessages"), [501], 0),
-    "dots": (post(CL, target=b"/x/../v1/messages"), [501], 0),
-    "encoded dots": (post(CL, target=b"/v1/models/%2e%2e/messages"), [501], 0),
-    "a backslash": (post(CL, target=b"/v1\\messages"), [501], 0),
-    "a space in the target": (post(CL, target=b"/v1/messages x"), [400], 0),
-    "a byte beyond ASCII in the target": (post(CL, target=b"/v1/m\xc3\xa9"), [400], 0),
-    "a NUL in the target": (post(CL, target=b"/v1/messages\0"), [400], 0),
-    "a fragment": (post(CL, target=b"/v1/messages#x"), [200], 1),
-    "asterisk": (b"OPTIONS * HTTP/1.1\r\nhost: x\r\n\r\n", [501], 0),
-    "CONNECT": (b"CONNECT api.anthropic.com:443 HTTP/1.1\r\nhost: x\r\n\r\n", [400], 0),
-    "a WebSocket upgrade": (post(b"connection: upgrade", b"upgrade: websocket", b"sec-websocket-key: a", b"sec-websocket-version: 13", CL), [400], 0),
-    "an h2c upgrade": (post(b"connection: upgrade, http2-settings", b"upgrade: h2c", b"http2-settings: AAMAAABk", CL), [400], 0),
-    "the HTTP/2 preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", [400], 0),
-    "HTTP/0.9": (b"GET /healthz\r\n\r\n", [400], 0),
-    "HTTP/1.2": (HEALTH.replace(b"1.1", b"1.2"), [400], 0),
-    "HTTP/9.9": (HEALTH.replace(b"1.1", b"9.9"), [400], 0),
-    "HTTP/1.0": (post(CL, version=b"HTTP/1.0"), [200], 1),
-    "a method nobody knows": (b"BREW /v1/messages HTTP/1.1\r\nhost: x\r\n\r\n", [400], 0),
-    "a method in lower case": (b"post /v1/messages HTTP/1.1\r\nhost: x\r\n\r\n", [400], 0),
-    "garbage": (b"\x00\xff\xfe\x01" * 20 + b"\r\n\r\n", [400], 0),
-    "a TLS hello": (bytes.fromhex("16030100c8010000c40303") + bytes(range(189)), [400], 0),
-    "a PROXY line": (b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r\n" + HEALTH, [400], 0),
-    "empty lines in front": (b"\r\n\r\n" + HEALTH, [200], 0),
-    "gzip": (post(b"content-encoding: gzip", CL), [400], 0),
-    "gzip and identity": (post(b"content-encoding: gzip", b"content-encoding: identity", CL), [400], 0),
-    "a body where none is taken": (b"GET /v1/models HTTP/1.1\r\n" + AUTH + b"content-length: 1\r\n\r\nx", [413], 0),
-    "a chunked body where none is taken": (b"GET /v1/models HTTP/1.1\r\n" + AUTH + TE + b"\r\n\r\n1\r\nx\r\n0\r\n\r\n", [413], 0),
-    "three in a row": (HEALTH + GOOD + HEALTH, [200, 200, 200], 1),
-    "nine in a row": (HEALTH * 9, [200] * 9, 0),
-    "a close in between": (HEALTH.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n") + HEALTH, [200], 0),
-    "nesting beyond all sense": (post(b"content-length: 200011", body=b'{"model":"' + b"[" * 200_001), [400], 0),
-    "a key twice": (post(b"content-length: 25", body=b'{"model":"a","model":"b"}'), [400], 0),
-}
-
-
-KEPT = {
-    "Authorization twice",
-    "x-api-key twice",
-    "x-api-key and another bearer",
-    "gzip",
-    "gzip and identity",
-    "a key twice",
-    "nesting beyond all sense",
-}
-"""Refused by what the request says, not by how it is framed: the next one on the connection is served."""
-CLOSED = {"a close in between", "HTTP/1.0"}
-"""Served, and closed because the client wants it so."""
 
 
 @contextlib.asynccontextmanager
@@ -160,62 +41,10 @@ def swept(monkeypatch):
     monkeypatch.setattr(server, "_SWEEP_S", 0.01)
 
 
-class Client:
-    """A client that sends what it likes."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
-
-    @classmethod
-    @contextlib.asynccontextmanager
-    async def of(cls, stage: Stage):
-        reader, writer = await asyncio.open_connection("127.0.0.1", stage.port, limit=2**20)
-        try:
-            yield cls(reader, writer)
-        finally:
-            writer.transport.abort()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
-
-    def send(self, sent: bytes) -> None:
-        if not self.writer.transport.is_closing():
-            self.writer.write(sent)
-
-    async def answer(self) -> tuple[int, dict[bytes, bytes], bytes] | None:
-        """The next answer; None when the connection is closed."""
-        async with asyncio.timeout(10):
-            try:
-                head = await self.reader.readuntil(b"\r\n\r\n")
-                found = dict(line.split(b": ", 1) for line in head.split(b"\r\n")[1:-2])
-                return int(head[9:12]), found, await self.reader.readexactly(int(found.get(b"content-length", b"0")))
-            except ConnectionError:
-                return None
-            except asyncio.IncompleteReadError as error:
-                if error.partial:
-                    raise
-                return None
-
-    async def closed(self) -> None:
-        """Wait until the other side has closed, and nothing more came."""
-        async with asyncio.timeout(10):
-            with contextlib.suppress(ConnectionError):
-                assert await self.reader.read() == b""
-
-
-def check_ours(answer: tuple[int, dict[bytes, bytes], bytes]) -> None:
-    """A refusal in the provider's shape that says it is ours."""
-    status, headers, body = answer
-    value = json.loads(body)
-    assert value["type"] == "error"
-    assert value["error"]["message"].startswith("Tokenweir: ")
-    assert value["request_id"].encode() == headers[b"request-id"]
-    assert status >= 400
-
-
 @pytest.mark.parametrize("name", ROWS)
 async def test_the_table(name):
     sent, statuses, forwarded = ROWS[name]
-    async with running() as stage, Client.of(stage) as client:
+    async with running() as stage, Client.of(stage.port) as client:
         client.send(sent)
         ids = set()
         for status in statuses:
@@ -238,6 +67,7 @@ async def test_the_table(name):
             assert served.body == BODY
             assert dict(served.headers) == {
                 b"host": f"127.0.0.1:{stage.provider_port}".encode(),
+                b"anthropic-version": b"2023-06-01",
                 b"content-length": b"%d" % len(BODY),
                 b"accept-encoding": b"identity",
                 b"x-api-key": UPSTREAM_KEY.encode(),
@@ -250,7 +80,7 @@ async def test_the_table(name):
 async def test_the_table_byte_by_byte(name):
     """However the bytes arrive, the answers are the same."""
     sent, statuses, forwarded = ROWS[name]
-    async with running() as stage, Client.of(stage) as client:
+    async with running() as stage, Client.of(stage.port) as client:
         client.writer.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for at in range(len(sent)):
             client.send(sent[at : at + 1])
@@ -262,7 +92,7 @@ async def test_the_table_byte_by_byte(name):
 
 async def test_more_than_a_few_pipelined_requests_are_a_broken_client():
     """A queue without end would be memory for nothing: the connection is cut, and what was being served is settled."""
-    async with running() as stage, Client.of(stage) as client:
+    async with running() as stage, Client.of(stage.port) as client:
         stage.provider.answer = None
         client.send(GOOD + HEALTH * 2000)
         assert await client.answer() is None
@@ -272,7 +102,7 @@ async def test_more_than_a_few_pipelined_requests_are_a_broken_client():
 
 
 async def test_a_request_behind_a_stream_waits_and_its_slow_head_does_not_end_the_stream(swept):
-    async with running(header_timeout_ms=30) as stage, Client.of(stage) as client:
+    async with running(header_timeout_ms=30) as stage, Client.of(stage.port) as client:
         stage.provider.answer = None
         client.send(GOOD + b"\r\n")
         await until(lambda: bool(stage.provider.requests))
@@ -304,7 +134,7 @@ def count_looks(stage):
 @pytest.mark.parametrize("piece", [1_000_000, 1000])
 async def test_a_huge_head_is_refused_in_one_packet_and_in_many(line, piece):
     sent = b"POST /v1/messages HTTP/1.1\r\n" + AUTH + line + b"\r\n\r\n"
-    async with running() as stage, Client.of(stage) as client:
+    async with running() as stage, Client.of(stage.port) as client:
         for at in range(0, len(sent), piece):
             client.send(sent[at : at + piece])
             await asyncio.sleep(0)
@@ -316,7 +146,7 @@ async def test_a_huge_head_is_refused_in_one_packet_and_in_many(line, piece):
 
 
 async def test_a_huge_target_is_refused():
-    async with running() as stage, Client.of(stage) as client:
+    async with running() as stage, Client.of(stage.port) as client:
         client.send(b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n")
         answer = await client.answer()
         assert answer is not None
@@ -329,7 +159,7 @@ async def test_the_client_of_a_body_that_is_too_large_gets_to_read_the_answer(ch
     """It sends on, as clients do, and still finds the refusal: a socket closed at once would take the answer with it."""
     body_bytes = 4_000_000
     head = b"POST /v1/messages HTTP/1.1\r\nhost: x\r\nx-api-key: " + key + b"\r\n"
-    async with running(body_bytes_max=100_000) as stage, Client.of(stage) as client:
+    async with running(body_bytes_max=100_000) as stage, Client.of(stage.port) as client:
         client.send(head + (TE if chunked else b"content-length: %d" % body_bytes) + b"\r\n\r\n")
         for _ in range(40):
             client.send(b"186a0\r\n%b\r\n" % (b" " * 100_000) if chunked else b" " * 100_000)
@@ -345,7 +175,7 @@ async def test_the_client_of_a_body_that_is_too_large_gets_to_read_the_answer(ch
 async def test_a_body_of_exactly_the_limit_passes():
     async with running(body_bytes_max=len(BODY)) as stage:
         for sent, status in ((GOOD, 200), (post(TE, body=CHUNKS), 200), (post(b"content-length: %d" % (len(BODY) + 1), body=BODY + b" "), 413)):
-            async with Client.of(stage) as client:
+            async with Client.of(stage.port) as client:
                 client.send(sent)
                 answer = await client.answer()
                 assert answer is not None
@@ -356,7 +186,7 @@ async def test_a_body_of_exactly_the_limit_passes():
 
 
 async def test_the_body_of_a_caller_without_a_key_is_not_asked_for():
-    async with running() as stage, Client.of(stage) as client:
+    async with running() as stage, Client.of(stage.port) as client:
         client.send(b"POST /v1/messages HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\n" + LENGTH + b"\r\n")
         answer = await client.answer()
         assert answer is not None
@@ -365,7 +195,7 @@ async def test_the_body_of_a_caller_without_a_key_is_not_asked_for():
 
 
 async def test_the_body_of_a_known_caller_is_asked_for():
-    async with running() as stage, Client.of(stage) as client:
+    async with running() as stage, Client.of(stage.port) as client:
         client.send(post(b"expect: 100-continue", CL, body=b""))
         answer = await client.answer()
         assert answer is not None
@@ -382,7 +212,7 @@ async def test_the_body_of_a_known_caller_is_asked_for():
 
 @pytest.mark.parametrize("sent", [b"P", b"POST /v1/messages HTTP/1.1\r\nx-api-key: a\r\n"])
 async def test_a_head_that_does_not_arrive_is_answered_408(swept, sent):
-    async with running(header_timeout_ms=30) as stage, Client.of(stage) as client:
+    async with running(header_timeout_ms=30) as stage, Client.of(stage.port) as client:
         client.send(sent)
         answer = await client.answer()
         assert answer is not None
@@ -392,7 +222,7 @@ async def test_a_head_that_does_not_arrive_is_answered_408(swept, sent):
 
 
 async def test_a_head_that_trickles_is_answered_408_too(swept):
-    async with running(header_timeout_ms=50) as stage, Client.of(stage) as client:
+    async with running(header_timeout_ms=50) as stage, Client.of(stage.port) as client:
 
         async def trickle() -> None:
             client.send(b"GET / HTTP/1.1\r\n")
@@ -409,7 +239,7 @@ async def test_a_head_that_trickles_is_answered_408_too(swept):
 
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_a_body_that_does_not_arrive_is_answered_408(swept, chunked):
-    async with running(body_timeout_ms=30) as stage, Client.of(stage) as client:
+    async with running(body_timeout_ms=30) as stage, Client.of(stage.port) as client:
         client.send(post(TE, body=b"5\r\nabc") if chunked else post(CL, body=BODY[:5]))
         answer = await client.answer()
         assert answer is not None
@@ -420,7 +250,7 @@ async def test_a_body_that_does_not_arrive_is_answered_408(swept, chunked):
 
 
 async def test_a_body_that_trickles_is_answered_408_too(swept):
-    async with running(body_timeout_ms=50) as stage, Client.of(stage) as client:
+    async with running(body_timeout_ms=50) as stage, Client.of(stage.port) as client:
 
         async def trickle() -> None:
             client.send(post(b"content-length: 100000", body=b""))
@@ -438,7 +268,7 @@ async def test_a_body_that_trickles_is_answered_408_too(swept):
 async def test_after_a_refusal_a_body_that_trickles_on_is_not_waited_for(swept, monkeypatch):
     """Answered before its body has come, a connection is left open only so long that the answer can be read."""
     monkeypatch.setattr(server, "LINGER_S", 0.05)
-    async with running() as stage, Client.of(stage) as client:
+    async with running() as stage, Client.of(stage.port) as client:
         client.send(b"POST /v1/messages HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\nx")
         answer = await client.answer()
         assert answer is not None
@@ -455,7 +285,7 @@ async def test_a_thousand_idle_connections_are_closed_by_their_deadline(swept):
     count = min(1000, (enough - 200) // 2)
     async with running(header_timeout_ms=300) as stage:
         idle = [await stage.connect() for _ in range(count)]
-        async with Client.of(stage) as client:
+        async with Client.of(stage.port) as client:
             client.send(HEALTH)
             answer = await client.answer()
             assert answer is not None
@@ -466,7 +296,7 @@ async def test_a_thousand_idle_connections_are_closed_by_their_deadline(swept):
 
 
 async def test_a_kept_connection_is_closed_when_it_is_not_used(swept):
-    async with running(keep_alive_timeout_ms=1000) as stage, Client.of(stage) as client:
+    async with running(keep_alive_timeout_ms=1000) as stage, Client.of(stage.port) as client:
         client.send(HEALTH)
         assert await client.answer() is not None
         await client.closed()
@@ -526,7 +356,7 @@ async def test_a_client_that_leaves_a_small_answer_unread_does_not_hold_its_conn
 async def test_the_shutdown_cuts_off_who_does_not_even_take_the_end_of_his_stream(monkeypatch):
     """After the deadline nothing can hold the process: connections are cut, handlers cancelled, attempts settled."""
     monkeypatch.setattr(server, "LAST_WORDS_S", 0.05)
-    async with running(shutdown_timeout_ms=20) as stage, Client.of(stage) as client, Client.of(stage) as half:
+    async with running(shutdown_timeout_ms=20) as stage, Client.of(stage.port) as client, Client.of(stage.port) as half:
         stage.provider.answer = None
         client.send(GOOD)
         half.send(post(CL, body=b"{"))
