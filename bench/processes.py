@@ -166,8 +166,10 @@ class MemoryWatch:
                     self.most_kb[pid] = max(self.most_kb[pid], rss_kb(pid))
 
 
-def wait_until_idle(pids: Sequence[int], *, quiet_s: float = 0.6, timeout_s: float = 120.0) -> bool:
+def wait_until_idle(pids: Sequence[int], *, quiet_s: float = 0.4, timeout_s: float = 120.0) -> bool:
     """Wait until the processes do next to nothing: what they had put off is done. False if they never come to rest."""
+    if not pids:
+        return True
     deadline = time.monotonic() + timeout_s
     before = sum(map(cpu_s, pids))
     while time.monotonic() < deadline:

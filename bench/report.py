@@ -79,7 +79,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     for name, value in result["summary"].items():
         title, target, unit, more = TARGETS[name]
         reached = value >= target if more else value <= target
-        table.add_row(title, f"{value:,g}{unit}", f"{'≥' if more else '≤'} {target:,g}{unit}", "reached" if reached else "not yet")
+        table.add_row(title, f"{_number(value)}{unit}", f"{'≥' if more else '≤'} {_number(target)}{unit}", "reached" if reached else "not yet")
     if result["summary"]:
         console.print(table)
     if "bookkeeping" in result:
@@ -131,7 +131,10 @@ def _show_candidates(result: dict[str, Any], console: Console) -> None:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.1f}" if value < 1000 and value != int(value) else f"{value:,.0f}"
+    """For people: two decimals where they matter."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:,.2f}" if abs(value) < 10 else f"{value:,.1f}"
 
 
 def _pair(percentiles: dict[str, float] | None) -> str:

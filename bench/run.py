@@ -126,6 +126,8 @@ class Run:
         sizes = HEAVY if name == "litellm" and not self.options.quick else self.sizes
         rate, streams = (10.0, 4) if name == "litellm" else (self.options.rate, 30)
         plan = [scenario for scenario in scenarios.scenarios(sizes, rate=rate, streams=streams) if self.wanted(scenario.name)]
+        if name == "direct" and self.options.quick:
+            plan = [scenario for scenario in plan if scenario.name in ("json", "paced", "rate")]
         if not plan:
             return
         with self._started(name) as (running, provider):
