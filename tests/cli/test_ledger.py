@@ -24,6 +24,8 @@ from tokenweir.wire.messages import read_usage
 
 RAW = b'{"input_tokens":1000,"output_tokens":50}'
 MODEL = "claude-sonnet-4-5"
+WIDE = "\uff1d\uff0b\uff0d\uff20"
+"""The full-width forms of = + - @."""
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def test_a_range_is_by_when_attempts_began(home, book):
 
 
 def test_no_cell_of_a_csv_is_a_formula_and_numbers_stay_numbers(home, book):
-    starts = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "＝1", "＋1", "－1", "＠x", " =1", '=HYPERLINK("http://x";"y")']
+    starts = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", *[f"{wide}1" for wide in WIDE], " =1", '=HYPERLINK("http://x";"y")']
     book(*[entry(n, begun={"session_id": start, "client": start}, cost_nanos=-n) for n, start in enumerate(starts)])
     rows = list(csv.DictReader(io.StringIO(run(home, "ledger", "export", "--format", "csv").stdout, newline="")))
     assert tuple(rows[0]) == EXPORT_FIELDS
@@ -76,7 +78,7 @@ def test_no_cell_of_a_csv_is_a_formula_and_numbers_stay_numbers(home, book):
         assert row["session_id"] == f"'{start}"
         assert int(row["cost_nanos"]) == -n
         text_cells = [value for name, value in row.items() if name != "cost_nanos"]
-        assert not any(value.lstrip(" ").startswith(tuple("=+-@\t\r＝＋－＠")) for value in text_cells)
+        assert not any(value.lstrip(" ").startswith(tuple(f"=+-@\t\r{WIDE}")) for value in text_cells)
 
 
 def test_an_empty_csv_has_its_head_and_a_file_is_private_and_whole(home, book, tmp_path):

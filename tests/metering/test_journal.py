@@ -13,8 +13,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from bookings import WRITER, intent, settlement, tmpfs
 
+from bookings import WRITER, intent, settlement, tmpfs
 from tokenweir.errors import InvalidRequest, JournalBroken, JournalFull
 from tokenweir.metering import journal_files as files
 from tokenweir.metering.frames import Tail, scan
@@ -226,3 +226,19 @@ def test_closing_twice_is_closing_once_and_removes_the_reserve(tmp_path):
     assert not files.reserve_path(tmp_path, WRITER).exists()
     with pytest.raises(JournalBroken):
         journal.append_intent(intent(1))
+
+
+def test_every_record_is_synced_soon_also_those_after_the_first_sync(tmp_path, monkeypatch):
+    synced, real = threading.Semaphore(0), os.fsync
+
+    def fsync(descriptor: int) -> None:
+        real(descriptor)
+        synced.release()
+
+    with closing(JournalWriter(tmp_path, JournalSettings(fsync_interval_ms=1), writer=WRITER)) as journal:
+        monkeypatch.setattr(os, "fsync", fsync)
+        for n in range(3):
+            while synced.acquire(blocking=False):
+                pass
+            journal.append_intent(intent(n))
+            assert synced.acquire(timeout=10), "nobody synced it"

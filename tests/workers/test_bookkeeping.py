@@ -22,6 +22,7 @@ from tokenweir.metering.journal import JournalWriter
 from tokenweir.settings import JournalSettings
 from tokenweir.usage import Certainty, Usage
 from tokenweir.workers.bookkeeping import FLAG_UNBOOKABLE, Bookkeeper, end_turn, take_turn
+from tokenweir.workers.journal_tail import WriterTail
 
 SMALL = JournalSettings(segment_bytes=65_536, reserve_bytes=65_536)
 CLOCK = StoppedClock()
@@ -324,3 +325,25 @@ def test_only_one_worker_has_the_turn(tmp_path):
     again = take_turn(tmp_path)
     assert again is not None
     end_turn(again)
+
+
+def test_what_a_gateway_wrote_in_its_last_moment_is_read_before_it_is_given_up(tmp_path, monkeypatch):
+    """The settlement comes, and the gateway dies, between the last look at the segment and the look at the lock."""
+    lock = files.take_lock(files.lock_path(tmp_path, WRITER))
+    write_segments(tmp_path, [intent(1)])
+    real = WriterTail.bury
+
+    def bury(tail: WriterTail) -> bool:
+        if tail._lock is None:
+            with files.segment_path(tmp_path, WRITER, 1).open("ab") as file:
+                file.write(encode_frame(settlement(intent(1))))
+            files.segment_path(tmp_path, WRITER, 2).write_bytes(encode_frame(intent(2)) + encode_frame(settlement(intent(2))))
+            os.close(lock)
+        return real(tail)
+
+    monkeypatch.setattr(WriterTail, "bury", bury)
+    store = DictLedger()
+    with closing(keeper(tmp_path, store)) as books:
+        books.step()
+        settle_up(books)
+    assert [entry.certainty for entry in store.booked.values()] == [Certainty.EXACT] * 2
