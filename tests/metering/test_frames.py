@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from bookings import intent, settlement
 
+from bookings import intent, settlement
 from tokenweir.metering.frames import FRAME_BYTES_MAX, Tail, encode_frame, next_frame, scan
 
 RECORDS = [record for n in range(4) for begun in [intent(n)] for record in (begun, settlement(begun))]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 from bookings import WRITER
-
 from tokenweir.metering import journal_files as files
 
 
