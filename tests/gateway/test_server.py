@@ -323,7 +323,8 @@ async def test_a_client_that_never_reads_a_large_stream_costs_little_and_is_disc
             while offered < 60_000_000 and not served.closed.is_set():
                 served.writer.write(piece)
                 offered += len(piece)
-                await served.writer.drain()
+                async with asyncio.timeout(10):
+                    await served.writer.drain()
                 peak = max(peak, rss_bytes())
                 for connection in stage.server.server_state.connections:
                     assert connection.transport.get_write_buffer_size() <= 2 * server.UNSENT_BYTES_MAX
