@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from tokenweir.errors import BodyTooLarge, BodyTooSlow, InvalidRequest
 from tokenweir.gateway.exchange import ClientGone, Exchange
@@ -19,10 +21,17 @@ class Surroundings:
     """What the server gives an exchange: a connection, a cycle, and messages in turn."""
 
     def __init__(self, *pieces: bytes, headers=(), address: str = "192.0.2.1", gone_after: bool = False) -> None:
-        self.connection = SimpleNamespace(gone=False, on_gone=None, body_late=False, expected=0, transport=SimpleNamespace(abort=self.abort))
+        self.written = b""
+        self.connection = SimpleNamespace(
+            gone=False,
+            on_gone=None,
+            body_late=False,
+            expected=0,
+            transport=SimpleNamespace(abort=self.abort, write=self.write, is_closing=lambda: False),
+            flow=SimpleNamespace(write_paused=False),
+            part=lambda: None,
+        )
         self.connection.expect_body = self.expect_body
-        self.cycle = SimpleNamespace(more_body=False, keep_alive=True, disconnected=False, transport=None)
-        self.sent: list[dict] = []
         self.aborted = False
         self._messages = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces] or [
             {"type": "http.request", "body": b"", "more_body": True}
@@ -33,14 +42,28 @@ class Surroundings:
             self._messages[-1]["more_body"] = False
         scope = {
             CONNECTION: self.connection,
-            CYCLE: self.cycle,
             "method": "POST",
+            "http_version": "1.1",
             "raw_path": b"/v1/messages",
             "query_string": b"",
             "headers": list(headers),
             "client": (address, 1),
         }
-        self.exchange = Exchange(scope, self.receive, self.send, request_id="req_1")
+        self.cycle = scope[CYCLE] = RequestResponseCycle(
+            scope=scope,
+            transport=self.connection.transport,
+            flow=self.connection.flow,
+            logger=logging.getLogger("test"),
+            access_logger=logging.getLogger("test"),
+            access_log=False,
+            default_headers=[],
+            message_event=asyncio.Event(),
+            expect_100_continue=False,
+            keep_alive=True,
+            on_response=lambda: None,
+        )
+        self.cycle.more_body = False
+        self.exchange = Exchange(scope, self.receive, request_id="req_1")
 
     def abort(self) -> None:
         self.aborted = True
@@ -51,8 +74,8 @@ class Surroundings:
     async def receive(self) -> dict:
         return self._messages.pop(0)
 
-    async def send(self, message: dict) -> None:
-        self.sent.append(message)
+    def write(self, data: bytes) -> None:
+        self.written += data
 
 
 @given(pieces=st.lists(st.binary(max_size=20), min_size=1, max_size=8))
@@ -109,15 +132,14 @@ async def test_nothing_is_written_to_a_client_that_left():
     around.connection.gone = True
     await around.exchange.answer(200, [], b"x")
     await around.exchange.write(b"y")
-    assert around.sent == []
+    assert around.written == b""
 
 
 async def test_every_answer_carries_the_request_id_and_its_length():
     around = Surroundings()
     await around.exchange.answer(418, [(b"a", b"b")], b"xyz")
-    start, body = around.sent
-    assert (start["status"], start["headers"]) == (418, [(b"a", b"b"), (b"content-length", b"3"), (b"request-id", b"req_1")])
-    assert (body["body"], body["more_body"]) == (b"xyz", False)
+    assert around.written == b"HTTP/1.1 418 I'm a Teapot\r\na: b\r\ncontent-length: 3\r\nrequest-id: req_1\r\n\r\nxyz"
+    assert around.cycle.response_complete
 
 
 async def test_an_answer_to_a_request_that_has_not_arrived_whole_ends_the_connection_gently():

@@ -229,15 +229,15 @@ async def test_a_failure_of_ours_in_the_middle_of_an_answer_cuts_it():
         inner = relay.answer
 
         async def answer(passage, *rest):
-            write = type(passage.exchange).write
+            put = type(passage.exchange).put
 
             class Broken(type(passage.exchange)):
                 __slots__ = ()
 
-                async def write(self, chunk: bytes) -> None:
+                def put(self, chunk: bytes) -> bool:
                     if chunk == TEXT:
                         raise ZeroDivisionError
-                    await write(self, chunk)
+                    return put(self, chunk)
 
             passage.exchange.__class__ = Broken
             await inner(passage, *rest)

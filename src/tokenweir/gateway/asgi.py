@@ -61,7 +61,7 @@ class Gateway:
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request, whatever happens, with one answer."""
-        exchange = Exchange(scope, receive, send, request_id=self._mint_request_id())
+        exchange = Exchange(scope, receive, request_id=self._mint_request_id())
         route, handler = self._route(exchange)
         try:
             if self._proxies:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from tokenweir.errors import BodyTooLarge, BodyTooSlow, InvalidRequest
+from tokenweir.gateway import framing
 from tokenweir.gateway.server import CONNECTION, CYCLE, Connection, Parting
 from tokenweir.policies import Network
 
@@ -31,7 +32,6 @@ class Exchange:
         "_cycle",
         "_receive",
         "_scope",
-        "_send",
         "address",
         "headers",
         "method",
@@ -42,10 +42,9 @@ class Exchange:
         "status",
     )
 
-    def __init__(self, scope: dict[str, Any], receive: Receive, send: Send, *, request_id: str) -> None:
+    def __init__(self, scope: dict[str, Any], receive: Receive, *, request_id: str) -> None:
         self._scope = scope
         self._receive = receive
-        self._send = send
         self._connection: Connection = scope[CONNECTION]
         self._cycle = scope[CYCLE]
         self.request_id = request_id
@@ -66,6 +65,10 @@ class Exchange:
     def when_gone(self, callback: Callable[[], None] | None) -> None:
         """Have `callback` called once when the client leaves; None forgets it."""
         self._connection.on_gone = callback
+
+    def when_writable(self, callback: Callable[[], None] | None) -> None:
+        """Have `callback` called whenever the client can take more; None forgets it."""
+        self._connection.on_writable = callback
 
     def header(self, name: bytes) -> bytes | None:
         """The value of a header, or None; the last one if there are several."""
@@ -99,18 +102,25 @@ class Exchange:
         """Send the head of the answer; our request id is on every one."""
         self.started = True
         self.status = status
-        if self._cycle.more_body:
+        cycle = self._cycle
+        if cycle.more_body:
             # Answered before it has arrived whole: the rest of it is not read, so nothing that follows on the connection can be either.
             self.close_after()
-        if not self._cycle.keep_alive:
-            self._cycle.transport = Parting(self._connection)
+        if not cycle.keep_alive:
+            cycle.transport = Parting(self._connection)
         if not self.gone:
-            await self._send({"type": "http.response.start", "status": status, "headers": [*headers, (b"request-id", self.request_id.encode())]})
+            framing.begin(cycle, status, [*headers, (b"request-id", self.request_id.encode())])
+
+    def put(self, chunk: bytes) -> bool:
+        """Write a piece of the body now; whether the client can take more. Does nothing once it has left."""
+        connection = self._connection
+        if not connection.gone:
+            framing.piece(self._cycle, chunk)
+        return not connection.flow.write_paused
 
     async def write(self, chunk: bytes) -> None:
         """Send a piece of the body; does nothing once the client has left. To wait for a slow one, drop the piece and call `taken()`."""
-        if not self.gone:
-            await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+        self.put(chunk)
 
     async def taken(self) -> None:
         """Wait until the client has taken most of what was written: a client that does not read must not make us read on."""
@@ -121,7 +131,7 @@ class Exchange:
         """Send the last piece of the body."""
         self._connection.on_gone = None
         if not self.gone:
-            await self._send({"type": "http.response.body", "body": chunk, "more_body": False})
+            framing.end(self._cycle, chunk)
 
     async def answer(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
         """Send a whole answer."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from tokenweir.errors import UpstreamCut, UpstreamError
 from tokenweir.gateway.delivery import Answer, Refusal
 from tokenweir.gateway.passage import Passage
+from tokenweir.gateway.upstream import Taken
 from tokenweir.metering.journal import JournalWriter
 from tokenweir.metering.meter import Attempt, Outcome
 from tokenweir.usage import Certainty
@@ -40,29 +41,35 @@ class Relay:
             await self._whole(passage, answer, requested_model)
 
     async def _stream(self, passage: Passage, answer: Answer, meter: StreamMeter, attempt: Attempt) -> None:
+        """Most of a stream is poured from socket to socket; from its final event on, each piece waits for what must be done first."""
         exchange, connection = passage.exchange, answer.connection
         await exchange.start(answer.head.status, _headers(answer.head.headers, answer.upstream_request_id))
+        pouring = _Pouring(passage, meter)
+        exchange.when_writable(connection.resume)
         settled = False
-        chunk, last = answer.opening, b""
-        over = meter.final
         try:
-            while chunk:
-                if over and not settled:
-                    settled = True
-                    await self._settle(attempt, _outcome(passage, answer, meter.reading()))
-                await exchange.write(chunk)
-                last, chunk = chunk[-4:], b""
-                await exchange.taken()
-                chunk = await connection.read()
-                over = meter.feed(chunk) if chunk else over
-            if not settled and not meter.final and meter.reading().certainty is not Certainty.EXACT:
+            if meter.final:
+                pouring.final = answer.opening
+            else:
+                pouring.put(answer.opening)
+                await connection.pour(pouring.take)
+            if meter.final:
+                settled = True
+                await self._settle(attempt, _outcome(passage, answer, meter.reading()))
+                await exchange.write(pouring.final)
+                while chunk := await connection.read():
+                    await exchange.write(chunk)
+                    await exchange.taken()
+            elif meter.reading().certainty is not Certainty.EXACT:
                 # Where a length is not framed, this is all that tells a cut from an end.
                 raise UpstreamCut("The provider's answer ended before it was complete.")
         except UpstreamError as error:
             if not settled:
                 await self._settle(attempt, _outcome(passage, answer, meter.reading(), error_type=error.code, cut=passage.cut_by))
-                await _end_broken_stream(passage, last, error)
+                await _end_broken_stream(passage, pouring.last, error)
                 return
+        finally:
+            exchange.when_writable(None)
         if not settled:
             await self._settle(attempt, _outcome(passage, answer, meter.reading()))
         await exchange.finish()
@@ -107,6 +114,31 @@ class Relay:
         attempt.settle(outcome)
         if self._strict:
             await self._journal.durable()
+
+
+class _Pouring:
+    """Takes the pieces of a stream as they arrive, up to the one that holds its final event: that one is kept back."""
+
+    __slots__ = ("_exchange", "_feed", "final", "last")
+
+    def __init__(self, passage: Passage, meter: StreamMeter) -> None:
+        self._exchange = passage.exchange
+        self._feed = meter.feed
+        self.final = b""
+        self.last = b""
+        """The end of what was released, to see whether an event is whole."""
+
+    def take(self, chunk: bytes) -> Taken:
+        """Release a piece, unless it is final."""
+        if self._feed(chunk):
+            self.final = chunk
+            return Taken.STOP
+        return Taken.MORE if self.put(chunk) else Taken.LATER
+
+    def put(self, chunk: bytes) -> bool:
+        """Write a piece at once; whether the client can take more."""
+        self.last = chunk[-4:]
+        return self._exchange.put(chunk)
 
 
 def _outcome(passage: Passage, answer: Answer, reading: Reading | None, *, error_type: str = "", cut: str = "") -> Outcome:

@@ -53,6 +53,7 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=UNSENT_BYTES_MAX)
         self.on_gone: Callable[[], None] | None = None
+        self.on_writable: Callable[[], None] | None = None
         self.gone = False
         self.body_late = False
         self._in_head = True
@@ -72,6 +73,14 @@ class Connection(HttpToolsProtocol):
         if self.on_gone is not None:
             callback, self.on_gone = self.on_gone, None
             callback()
+        if self.on_writable is not None:
+            self.on_writable()
+
+    def resume_writing(self) -> None:
+        """The client took most of what was written."""
+        super().resume_writing()
+        if self.on_writable is not None:
+            self.on_writable()
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; a head that grows past its bound without completing is refused."""

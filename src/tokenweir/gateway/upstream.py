@@ -17,13 +17,13 @@ from collections.abc import Mapping
 
 from tokenweir.errors import ShuttingDown, UpstreamBusy, UpstreamUnreachable
 from tokenweir.gateway.egress import Egress, choose_proxy, tls_for
-from tokenweir.gateway.upstream_connection import ResponseHead, UpstreamConnection
+from tokenweir.gateway.upstream_connection import ResponseHead, Taken, UpstreamConnection
 from tokenweir.gateway.upstream_request import Origin
 from tokenweir.gateway.upstream_wire import Wire
 from tokenweir.ports import Clock
 from tokenweir.settings import UpstreamSettings
 
-__all__ = ["ResponseHead", "UpstreamClient", "UpstreamConnection"]
+__all__ = ["ResponseHead", "Taken", "UpstreamClient", "UpstreamConnection"]
 
 _MS = 1_000_000
 LOOKS_PER_DEADLINE = 8

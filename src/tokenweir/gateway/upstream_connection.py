@@ -11,7 +11,8 @@ reader stays bounded.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import enum
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -47,10 +48,33 @@ class Line(Protocol):
         ...
 
 
+class Taken(enum.Enum):
+    """What a taker says of the piece it was handed."""
+
+    MORE = enum.auto()
+    LATER = enum.auto()
+    """It took this piece and wants no other until `resume()`."""
+    STOP = enum.auto()
+
+
 class UpstreamConnection:
     """The right to send one request, and its answer."""
 
-    __slots__ = ("_failure", "_head", "_line", "_loop", "_waiter", "bytes_sent", "chunks", "complete", "reused", "waiting_bytes")
+    __slots__ = (
+        "_failure",
+        "_head",
+        "_line",
+        "_loop",
+        "_take",
+        "_taking",
+        "_took",
+        "_waiter",
+        "bytes_sent",
+        "chunks",
+        "complete",
+        "reused",
+        "waiting_bytes",
+    )
 
     def __init__(self, line: Line, loop: asyncio.AbstractEventLoop, *, reused: bool) -> None:
         self.reused = reused
@@ -68,6 +92,9 @@ class UpstreamConnection:
         self._head: ResponseHead | None = None
         self._failure: TokenweirError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._take: Callable[[bytes], Taken] | None = None
+        self._taking = Taken.MORE
+        self._took: BaseException | None = None
 
     def send(self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
         """Send the request. Host and content-length are set here.
@@ -94,19 +121,38 @@ class UpstreamConnection:
         Raises UpstreamCut if the body is cut short, UpstreamSilent if the provider stopped sending. What arrived before is returned first.
         """
         while True:
-            chunks = self.chunks
-            if chunks:
-                taken = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-                self.chunks = []
-                self.waiting_bytes = 0
-                if self._line is not None:
-                    self._line.drained()
-                return taken
+            if self.chunks:
+                return self._next()
             if self.complete:
                 return b""
             if self._failure is not None:
                 raise self._failure
             await self._news()
+
+    async def pour(self, take: Callable[[bytes], Taken]) -> None:
+        """Hand what arrives to `take` the moment it arrives, with no task in between, until it says STOP or the body is complete.
+
+        After LATER it gets nothing until `resume()`. Raises what `read()` would, and what `take` raises. After STOP, `read()` goes on.
+        """
+        self._take, self._taking, self._took = take, Taken.MORE, None
+        try:
+            self._hand_over()
+            while True:
+                if self._took is not None:
+                    raise self._took
+                if self._taking is Taken.STOP or (self.complete and not self.chunks):
+                    return
+                if self._failure is not None and not self.chunks:
+                    raise self._failure
+                await self._news()
+        finally:
+            self._take = None
+
+    def resume(self) -> None:
+        """Whoever takes what is poured can take more."""
+        if self._take is not None and self._taking is Taken.LATER:
+            self._taking = Taken.MORE
+            self.wake()
 
     def abort(self) -> None:
         """Give the exchange up now; whoever waits for it gets UpstreamCut. After a complete answer, and a second time, this does nothing.
@@ -133,15 +179,40 @@ class UpstreamConnection:
         self._line = None
         if self._failure is None:
             self._failure = failure
+        if self._taking is Taken.LATER:
+            self._taking = Taken.MORE  # what has arrived is all there will be: nobody needs to be spared it
         self.wake()
 
     def wake(self) -> None:
-        """For the wire: something arrived that a waiting `head()` or `read()` may return."""
+        """For the wire: something arrived that a waiting `head()`, `read()` or `pour()` may want."""
+        if self._take is not None:
+            self._hand_over()
+            if self._taking is not Taken.STOP and self._took is None and (self.chunks or not (self.complete or self._failure is not None)):
+                return
         waiter = self._waiter
         if waiter is not None:
             self._waiter = None
             if not waiter.done():
                 waiter.set_result(None)
+
+    def _hand_over(self) -> None:
+        """Give the taker what there is, while it takes."""
+        take = self._take
+        while take is not None and self.chunks and self._taking is Taken.MORE and self._took is None:
+            try:
+                self._taking = take(self._next())
+            except BaseException as error:
+                # It happened under the transport's callback; it belongs to whoever pours.
+                self._took = error
+
+    def _next(self) -> bytes:
+        chunks = self.chunks
+        taken = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        self.chunks = []
+        self.waiting_bytes = 0
+        if self._line is not None:
+            self._line.drained()
+        return taken
 
     async def _news(self) -> None:
         if self._waiter is not None:
