@@ -38,6 +38,9 @@ bench: install-test ## CPU per request and event, memory per stream, entries per
 	@$(PYTHON) -m venv bench/.venv && bench/.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.txt
 	@$(BIN)/python bench/run.py
 
+claude-code: install-test ## Claude Code itself through the gateway, once; fetches about 200 MB into a throw-away environment
+	@$(BIN)/python tests/clients/claude_code.py
+
 lock: install-test ## refresh the hashed locks
 	@$(PIP) pip-tools
 	@for name in runtime test old-sdk bench; do \

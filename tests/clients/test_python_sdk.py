@@ -11,7 +11,7 @@ from clients import sdk_session
 
 SESSION = Path(sdk_session.__file__)
 OLD = Path(sys.prefix) / "old-sdk" / "bin" / "python"
-EXACT_MIN = 12
+EXACT_MIN = 10
 
 
 def told(used: list[dict]) -> set[tuple[int, ...]]:
