@@ -31,6 +31,8 @@ from tokenweir.telemetry import JOURNAL_BACKLOG_BYTES, JOURNAL_FULL, log
 
 LOOK_INTERVAL_NS: Final = 1_000_000_000
 """How often the size of the journal is measured and, on a full disk, room is looked for."""
+QUIET_NS: Final = 1_000_000_000
+"""After so long without a record the thread sleeps until it is woken."""
 FLAG_RAW_USAGE_DROPPED: Final = "raw_usage_dropped"
 """The provider's usage object was too long to be kept as it came; its counts are booked."""
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -68,6 +70,9 @@ class JournalWriter:
         self._waiters: list[tuple[int, asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._guard = threading.Lock()
         self._wake = threading.Event()
+        self._halt = threading.Event()
+        """Set when the journal closes: no pause is finished then."""
+        self._asleep = False
         self._closing = False
         try:
             self._lock = self._begin()
@@ -136,6 +141,7 @@ class JournalWriter:
         if self._closing:
             return
         self._closing = True
+        self._halt.set()
         self._wake.set()
         self._thread.join()
         if not self._broken:
@@ -183,8 +189,8 @@ class JournalWriter:
             raise OSError(errno.ENOSPC, "short write")
         self._at += size
         self._appended += size
-        if not self._dirty:
-            self._dirty = True
+        self._dirty = True
+        if self._asleep:
             self._wake.set()
 
     def _take_back(self) -> None:
@@ -304,20 +310,33 @@ class JournalWriter:
         return lock
 
     def _keep_durable(self) -> None:
-        """The thread: sync when there is something to sync, look around once a second, until closed or broken."""
+        """The thread: sync when there is something to sync, look around once a second, until closed or broken.
+
+        While there is traffic it looks for itself every few milliseconds, because waking it costs the event loop more than all the rest of a write. It
+        sleeps until woken after a quiet while, and always in strict mode, where somebody waits.
+        """
         pause_s = 0.0 if self._settings.durability == "strict" else self._settings.fsync_interval_ms / 1000
-        looked_ns = time.monotonic_ns()
+        looked_ns = busy_ns = time.monotonic_ns()
         while not self._closing and not self._broken:
-            if self._wake.wait(LOOK_INTERVAL_NS / 1e9):
+            if self._dirty:
+                self._halt.wait(pause_s)
+                self._sync()
+                busy_ns = time.monotonic_ns()
+            elif pause_s and time.monotonic_ns() - busy_ns < QUIET_NS:
+                self._halt.wait(pause_s)
+            else:
+                self._asleep = True
+                if self._nothing_to_do():  # what was appended before this thread lay down did not wake it
+                    self._wake.wait(LOOK_INTERVAL_NS / 1e9)
+                self._asleep = False
                 self._wake.clear()
-                if self._dirty:
-                    if pause_s and not self._closing:
-                        time.sleep(pause_s)
-                    self._sync()
             now_ns = time.monotonic_ns()
             if now_ns - looked_ns >= LOOK_INTERVAL_NS:
                 looked_ns = now_ns
                 self.look()
+
+    def _nothing_to_do(self) -> bool:
+        return not self._dirty and not self._closing
 
     def _sync(self) -> None:
         """Sync all that was appended before this call, older segments first, and answer whoever waits for it."""
