@@ -95,7 +95,7 @@ def test_nobody_who_holds_a_connection_can_hold_the_process(tmp_path):
 
 def test_many_clients_that_never_read_cost_little_each(tmp_path):
     """Backpressure reaches the provider: what is held for each is a few small buffers, not its answer."""
-    clients = 60
+    clients = 30
     with running_simulator(tmp_path, options=("--pace", "0")) as simulator, running_tokenweir(tmp_path / "weir", simulator.url) as weir:
         key = weir.key()
         gateway = weir.pids["gateway"]
