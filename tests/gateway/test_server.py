@@ -104,8 +104,9 @@ async def test_more_than_a_few_pipelined_requests_are_a_broken_client():
 async def test_a_request_behind_a_stream_waits_and_its_slow_head_does_not_end_the_stream(swept):
     async with running(header_timeout_ms=30) as stage, Client.of(stage.port) as client:
         stage.provider.answer = None
-        client.send(GOOD + b"\r\n")
+        client.send(GOOD)
         await until(lambda: bool(stage.provider.requests))
+        client.send(b"\r\nGET /healthz")
         looks = count_looks(stage)
         await until(lambda: looks() > 20)
         stage.provider.requests[0].writer.write(ANSWER)
