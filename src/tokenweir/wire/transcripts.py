@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from typing import Any
 
 import msgspec
@@ -115,27 +116,24 @@ def read_line(line: bytes | bytearray | memoryview, *, otherwise_us: Micros, kee
 
 
 def fuller(one: TranscriptRow, other: TranscriptRow) -> TranscriptRow:
-    """Which of two rows of one answer counts, whatever order they were met in.
+    """Which of two rows of one answer counts, whatever order they were met in: the one of the higher rank."""
+    return one if rank(one) >= rank(other) else other
+
+
+def rank(row: TranscriptRow) -> bytes:
+    """Bytes that compare as rows do.
 
     The main transcript before a sub-agent's; then more tokens; then a stated end, then a stated speed. Rows equal in all that are copies, and the earliest
-    is the original; the rest of the order only makes the choice the same every time.
+    is the original; what follows only makes the choice the same every time.
     """
-    return one if _rank(one) >= _rank(other) else other
-
-
-def _rank(row: TranscriptRow) -> tuple[Any, ...]:
     metered = row.metered
-    return (
-        not row.sidechain,
-        metered.usage.total,
-        row.stop_reason != "",
-        metered.speed != "",
-        -row.at_us,
-        row.session_id,
-        row.cwd,
-        row.uuid,
-        metered.model,
-    )
+    place = hashlib.blake2b(f"{row.session_id}\0{row.cwd}\0{row.uuid}\0{metered.model}".encode("utf-8", "replace"), digest_size=8).digest()
+    return _RANK(not row.sidechain, metered.usage.total, row.stop_reason != "", metered.speed != "", _LATE - row.at_us) + place
+
+
+_RANK = struct.Struct(">?Q??Q").pack
+_LATE = 1 << 62
+RANK_BYTES = 27
 
 
 # Decoding what comes from outside: the fields by the names Claude Code gives them.
