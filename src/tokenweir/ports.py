@@ -14,6 +14,7 @@ import msgspec
 
 from tokenweir.ledger.entries import Entry
 from tokenweir.ledger.rollups import Dims, Grain, Sums
+from tokenweir.ledger.sources import Booked
 from tokenweir.periods import Micros
 from tokenweir.policies import Policy
 from tokenweir.principals import Principal
@@ -231,6 +232,118 @@ class Names(msgspec.Struct, frozen=True):
     """Name by id; the name of a key is that within its team."""
 
 
+class ImportProgress(msgspec.Struct, frozen=True):
+    """How far a file of another source has been booked, and what became of its rows since it was first seen (or seen to be another file)."""
+
+    source: str
+    place: str
+    """The path of the file, absolute."""
+    inode: int = 0
+    size_bytes: int = 0
+    modified_at_us: Micros = 0
+    byte_offset: int = 0
+    """Everything before it has been booked."""
+    line_no: int = 0
+    rows_read: int = 0
+    rows_skipped: int = 0
+    """Rows that are no call to the Claude API."""
+    rows_refused: int = 0
+    """Rows that should be a call and could not be believed."""
+    booked: Booked = Booked()
+    first_run_at_us: Micros = 0
+    last_run_at_us: Micros = 0
+    problem: str = ""
+    """The last thing that went wrong, in one sentence."""
+
+
+class ProviderReport(msgspec.Struct, frozen=True):
+    """One page of a report of the provider, as it was received. For reconciliation; it is never booked."""
+
+    report_id: str
+    """A digest of the content, so that the same page is kept once."""
+    kind: str
+    """`usage`, `cost`, `claude_code`, `analytics_usage` or `analytics_cost`."""
+    starting_at_us: Micros
+    ending_at_us: Micros
+    rows: int
+    received_at_us: Micros
+    origin: str
+    """The file it came from."""
+    content: bytes
+
+
+class ProviderModel(msgspec.Struct, frozen=True):
+    """A model as the provider lists it, and since when it is seen there. Dates are as the provider writes them; empty: not said."""
+
+    model_id: str
+    display_name: str = ""
+    lifecycle: str = ""
+    """`active`, `deprecated` or `retired`; empty if the provider does not say."""
+    created_at: str = ""
+    deprecated_at: str = ""
+    retires_at: str = ""
+    first_seen_at_us: Micros = 0
+    last_seen_at_us: Micros = 0
+    """Earlier than that of the others: it is not listed any more."""
+    changed_at_us: Micros = 0
+    """When its lifecycle or its dates were first seen as they are."""
+
+
+class ProviderModels(Protocol):
+    """What the provider lists at `GET /v1/models`."""
+
+    def keep_listing(self, listed: Sequence[ProviderModel], *, now_us: Micros) -> None:
+        """Store a whole listing, seen now. Models that are not in it stay as they were last seen."""
+        ...
+
+    def listed(self) -> list[ProviderModel]:
+        """Every model that was ever listed, in order of its id."""
+        ...
+
+
+class TelemetryPoint(msgspec.Struct, frozen=True):
+    """One point of a metric of Claude Code, as far as we keep it."""
+
+    series: str
+    """All that tells its series apart, in one string."""
+    metric: str
+    token_type: str
+    """`input`, `output`, `cacheRead` or `cacheCreation`; empty for cost."""
+    model: str
+    session_id: str
+    started_at_us: Micros
+    at_us: Micros
+    amount: int
+    """Tokens, or nano-USD."""
+    cumulative: bool
+    """The amount is the sum since `started_at_us`, not since the point before."""
+
+
+class TelemetrySum(msgspec.Struct, frozen=True):
+    """What the points of a day come to."""
+
+    day_us: Micros
+    key_id: str
+    session_id: str
+    model: str
+    metric: str
+    token_type: str
+    amount: int
+    points: int
+
+
+class TelemetrySums(Protocol):
+    """The sums of metrics: a cross-check of the ledger, never part of it."""
+
+    def add_points(self, points: Sequence[TelemetryPoint], principal: Principal) -> int:
+        """Add the points that are later than the last one of their series; returns how many those were."""
+        ...
+
+    def telemetry_sums(self, since_us: Micros, until_us: Micros) -> list[TelemetrySum]:
+        """The sums of the UTC days in [since, until)."""
+        ...
+
+
 class LedgerSnapshot(Protocol):
     """The ledger as it was at one moment, for as long as the block lasts."""
 
@@ -256,6 +369,25 @@ class LedgerStore(Protocol):
 
     def book(self, entries: Sequence[Entry], checkpoints: Sequence[Checkpoint] = ()) -> int:
         """Insert the entries that are new, add them to the rollups, move the checkpoints; returns how many were new."""
+        ...
+
+    def book_told(self, told: Sequence[Entry], *, now_us: Micros, progress: ImportProgress | None = None) -> Booked:
+        """Book what other sources tell of calls, each call once whoever tells of it (`ledger/sources.py`), and store the progress with it.
+
+        `progress` holds the counts of the file without this batch; what became of the batch is added to it.
+        """
+        ...
+
+    def progress_of(self, source: str, places: Sequence[str] | None = None) -> list[ImportProgress]:
+        """How far the files of a source have been booked; all of them, or those at the places asked for. An empty source means every one."""
+        ...
+
+    def keep_reports(self, reports: Sequence[ProviderReport]) -> int:
+        """Keep pages of the provider's reports; returns how many were not there yet."""
+        ...
+
+    def reports(self, kind: str = "") -> list[ProviderReport]:
+        """The kept pages of a kind (all if empty), in order of time."""
         ...
 
     def forget_checkpoints(self, writers: Sequence[str]) -> None:

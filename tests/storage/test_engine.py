@@ -60,14 +60,14 @@ def test_an_older_database_is_upgraded_by_serve_alone(chosen, monkeypatch):
         """The migrations of a version to come."""
 
         def get_current_head(self) -> str:
-            return "0002"
+            return "0003"
 
         def walk_revisions(self):
             return script.walk_revisions()
 
     monkeypatch.setattr(database, "_script", Newer)
     monkeypatch.setattr(database, "_migrate", lambda *_: ran.append("migrated"))
-    with pytest.raises(SchemaTooOld, match="0002"):
+    with pytest.raises(SchemaTooOld, match="0003"):
         app.open_engine(chosen, create=True)
     assert ran == []
     app.open_engine(chosen, upgrade=True).dispose()

@@ -84,25 +84,54 @@ def correct(now: Standing, truth: Truth, *, reason: str, now_us: Micros) -> tupl
     if same_cell:
         difference = Usage(*map(sub, astuple(truth.usage), astuple(now.usage)))
         return (replace(aim, entry_id=_id(now, "difference"), usage=difference, cost_nanos=truth.cost_nanos - now.cost_nanos),)
-    reversal = replace(
-        latest,
-        entry_id=_id(now, FLAG_REVERSAL),
+    rebooking = replace(aim, entry_id=_id(now, FLAG_REBOOKING), usage=truth.usage, cost_nanos=truth.cost_nanos, flags=(*flags, FLAG_REBOOKING))
+    return (_reversal(now, reason, aim.ended_at_us), rebooking)
+
+
+def taken_back(entries: Sequence[Entry]) -> bool:
+    """Whether all that was booked for the attempt has been reversed, and nothing was booked anew."""
+    return sum(FLAG_REVERSAL in entry.flags for entry in entries) > sum(FLAG_REBOOKING in entry.flags for entry in entries)
+
+
+def take_back(now: Standing, *, reason: str, now_us: Micros) -> Entry:
+    """The adjustment that leaves nothing of the attempt, because another record of the same call stands in its place."""
+    return _reversal(now, reason, max(now_us, now.latest.ended_at_us + 1))
+
+
+def book_anew(now: Standing, told: Entry, *, reversed_already: bool, reason: str, now_us: Micros) -> tuple[Entry, ...]:
+    """The adjustments after which exactly `told` stands for the attempt, at the time and place that `told` names."""
+    ended_at_us = max(now_us, now.latest.ended_at_us + 1, told.ended_at_us)
+    rebooking = replace(
+        told,
+        entry_id=_id(now, FLAG_REBOOKING),
+        attempt_id=now.latest.attempt_id,
         kind=KIND_ADJUSTMENT,
-        ended_at_us=aim.ended_at_us,
-        usage=Usage(*(-count for count in astuple(now.usage))),
-        cost_nanos=-now.cost_nanos,
-        raw_usage=b"",
-        flags=(*(flag for flag in latest.flags if flag not in _MARKS), FLAG_REVERSAL),
+        ended_at_us=ended_at_us,
+        flags=(*(flag for flag in told.flags if flag not in _MARKS), FLAG_REBOOKING),
         reason=reason,
     )
-    rebooking = replace(aim, entry_id=_id(now, FLAG_REBOOKING), usage=truth.usage, cost_nanos=truth.cost_nanos, flags=(*flags, FLAG_REBOOKING))
-    return (reversal, rebooking)
+    return (rebooking,) if reversed_already else (_reversal(now, reason, ended_at_us), rebooking)
 
 
 def without_unpriced(flags: Sequence[str], *, unpriced: bool) -> tuple[str, ...]:
     """The flags, with `unpriced` among them exactly if it is."""
     kept = tuple(flag for flag in flags if flag != FLAG_UNPRICED)
     return (*kept, FLAG_UNPRICED) if unpriced else kept
+
+
+def _reversal(now: Standing, reason: str, ended_at_us: Micros) -> Entry:
+    latest = now.latest
+    return replace(
+        latest,
+        entry_id=_id(now, FLAG_REVERSAL),
+        kind=KIND_ADJUSTMENT,
+        ended_at_us=ended_at_us,
+        usage=Usage(*(-count for count in astuple(now.usage))),
+        cost_nanos=-now.cost_nanos,
+        raw_usage=b"",
+        flags=(*(flag for flag in latest.flags if flag not in _MARKS), FLAG_REVERSAL),
+        reason=reason,
+    )
 
 
 def _id(now: Standing, part: str) -> str:

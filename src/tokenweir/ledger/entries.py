@@ -131,7 +131,9 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     raw_usage: bytes = b""
     source: str = "gateway"
     reason: str = ""
-    """Why an adjustment was made: `rerate`, `operator: …`."""
+    """Why an adjustment was made: `rerate`, `superseded: SOURCE`, `grown`, `operator: …`."""
+    dedup_key: str = ""
+    """What tells this call apart within its source (`ledger/sources.py`); empty for the gateway's own, which are told apart by the attempt."""
 
 
 def settled_entry(intent: Intent, settlement: Settlement) -> Entry:

@@ -9,37 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
 from msgspec.structs import replace
-from sqlalchemy import Connection, Engine, Select, Table, Text, and_, func, literal, or_, select, text, union_all
+from sqlalchemy import Connection, Engine, Select, Table, and_, func, literal, or_, select, text, union_all
 from sqlalchemy.dialects import postgresql, sqlite
 
 from tokenweir.ledger.entries import Entry
 from tokenweir.ledger.rollups import DIM_NAMES, SUM_NAMES, Dims, Grain, Sums, accumulate, dims_id
+from tokenweir.ledger.sources import Booked, fullest
 from tokenweir.periods import DAY_US, Micros
-from tokenweir.ports import Cell, Checkpoint, LedgerSnapshot, Names
+from tokenweir.ports import Cell, Checkpoint, ImportProgress, LedgerSnapshot, Names, ProviderReport
+from tokenweir.storage import claims, imports
 from tokenweir.storage.engine import reading, writing
+from tokenweir.storage.entry_rows import COLUMNS, IDS_PER_QUERY, SELECT, as_json, entry_of, row_of, storable
 from tokenweir.storage.schema import DIMS, ENTRIES, JOURNAL_CHECKPOINTS, KEYS, ORGANIZATIONS, ROLLUP_15M, ROLLUP_DAY, TEAMS
-from tokenweir.usage import Certainty, Usage
 
 ROLLUPS: Final[dict[Grain, Table]] = {"15m": ROLLUP_15M, "day": ROLLUP_DAY}
-_IDS_PER_QUERY: Final = 500
 _ROWS_PER_FETCH: Final = 2_000
 _LEDGER_LOCK: Final = 0x746F6B656E02
-_USAGE_NAMES: Final = Usage.__struct_fields__
-_PLAIN_NAMES: Final = tuple(name for name in Entry.__struct_fields__ if name not in ("usage", "certainty", "stream", "tags", "flags"))
-_COLUMNS: Final = (*_PLAIN_NAMES, *_USAGE_NAMES, "certainty", "stream", "tags", "flags")
-_PLAIN: Final = len(_PLAIN_NAMES)
-_SELECT: Final = select(*[ENTRIES.c[name] for name in _COLUMNS])
-_CERTAINTIES: Final = {certainty.value: certainty for certainty in Certainty}
-_plain_values = attrgetter(*_PLAIN_NAMES)
-_TEXT_NAMES: Final = tuple(name for name in _PLAIN_NAMES if isinstance(ENTRIES.c[name].type, Text))
-_text_values = attrgetter(*_TEXT_NAMES)
-_usage_values = attrgetter(*_USAGE_NAMES)
-_strings = msgspec.json.Decoder(tuple[str, ...]).decode
 
 
 class SqlLedger:
@@ -52,7 +41,7 @@ class SqlLedger:
         self._upsert: Callable[..., Any] = sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
         mark = "?" if engine.dialect.name == "sqlite" else "%s"
         # SQLAlchemy's own executemany costs more per row than the whole booking; the names come from the schema.
-        self._insert = f"INSERT INTO {ENTRIES.name} ({', '.join(_COLUMNS)}) VALUES ({', '.join([mark] * len(_COLUMNS))})"  # noqa: S608
+        self._insert = f"INSERT INTO {ENTRIES.name} ({', '.join(COLUMNS)}) VALUES ({', '.join([mark] * len(COLUMNS))})"  # noqa: S608
 
     def close(self) -> None:
         """Close the connections."""
@@ -69,13 +58,36 @@ class SqlLedger:
         with writing(self._engine) as connection:
             self._take_turn(connection)
             there = _known(connection, list(once))
-            new = [_storable(entry) for entry_id, entry in sorted(once.items()) if entry_id not in there]
-            if new:
-                connection.exec_driver_sql(self._insert, [_row(entry) for entry in new])
-                for grain, cells in zip(ROLLUPS, accumulate(new), strict=True):
-                    self._add(connection, ROLLUPS[grain], cells)
+            new = [storable(entry) for entry_id, entry in sorted(once.items()) if entry_id not in there]
+            self._append(connection, [*new, *claims.taken_back_by(connection, self._upsert, new)])
             self._move(connection, checkpoints)
         return len(new)
+
+    def book_told(self, told: Sequence[Entry], *, now_us: Micros, progress: ImportProgress | None = None) -> Booked:
+        """Book what other sources tell of calls, each call once whoever tells of it, and store the progress with it."""
+        records = fullest(map(storable, told))
+        with writing(self._engine) as connection:
+            self._take_turn(connection)
+            entries, booked = claims.settle(connection, self._upsert, records, now_us=now_us)
+            self._append(connection, entries)
+            if progress is not None:
+                imports.store_progress(connection, self._upsert, replace(progress, booked=progress.booked + booked))
+        return booked
+
+    def progress_of(self, source: str, places: Sequence[str] | None = None) -> list[ImportProgress]:
+        """How far the files of a source have been booked; all of them, or those at the places asked for. An empty source means every one."""
+        with reading(self._engine) as connection:
+            return imports.progress_of(connection, source, places)
+
+    def keep_reports(self, reports: Sequence[ProviderReport]) -> int:
+        """Keep pages of the provider's reports; returns how many were not there yet."""
+        with writing(self._engine) as connection:
+            return imports.keep_reports(connection, self._upsert, reports)
+
+    def reports(self, kind: str = "") -> list[ProviderReport]:
+        """The kept pages of a kind (all if empty), in order of time."""
+        with reading(self._engine) as connection:
+            return imports.reports(connection, kind)
 
     def forget_checkpoints(self, writers: Sequence[str]) -> None:
         """Drop the checkpoints of writers whose journal is booked and gone."""
@@ -93,14 +105,14 @@ class SqlLedger:
             ENTRIES.c.entry_id == attempt_id, and_(ENTRIES.c.attempt_id == attempt_id, ENTRIES.c.kind == literal("adjustment", literal_execute=True))
         )
         with reading(self._engine) as connection:
-            found = [_entry(row) for row in connection.execute(_SELECT.where(mine))]
+            found = [entry_of(row) for row in connection.execute(SELECT.where(mine))]
         return sorted(found, key=lambda entry: (entry.kind != "attempt", entry.ended_at_us, entry.entry_id))
 
     def page(self, *, after: str = "", limit: int = 1000) -> list[Entry]:
         """The next entries in order of `entry_id`, after the given one."""
         with reading(self._engine) as connection:
-            query = _SELECT.where(ENTRIES.c.entry_id > after).order_by(ENTRIES.c.entry_id).limit(limit)
-            return [_entry(row) for row in connection.execute(query)]
+            query = SELECT.where(ENTRIES.c.entry_id > after).order_by(ENTRIES.c.entry_id).limit(limit)
+            return [entry_of(row) for row in connection.execute(query)]
 
     def extent(self) -> tuple[Micros, Micros] | None:
         """From the start of the first to the end of the last UTC day that has entries; None if there are none."""
@@ -148,6 +160,14 @@ class SqlLedger:
         keys = [*([rollup.c.bucket_us] if buckets else []), *groups]
         return query.group_by(*keys) if keys else query.having(func.count() > 0)
 
+    def _append(self, connection: Connection, entries: Sequence[Entry]) -> None:
+        """Insert the entries and add them to the rollups."""
+        if not entries:
+            return
+        connection.exec_driver_sql(self._insert, [row_of(entry) for entry in entries])
+        for grain, cells in zip(ROLLUPS, accumulate(entries), strict=True):
+            self._add(connection, ROLLUPS[grain], cells)
+
     def _take_turn(self, connection: Connection) -> None:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LEDGER_LOCK})
@@ -181,18 +201,18 @@ class _Snapshot:
 
     def entries(self, *, after: str = "", since_us: Micros | None = None, until_us: Micros | None = None, flag: str = "") -> Iterator[Entry]:
         """Entries in order of `entry_id`, page by page: the transaction keeps the pages consistent, and no page stays open behind the next."""
-        query = _SELECT.order_by(ENTRIES.c.entry_id).limit(_ROWS_PER_FETCH)
+        query = SELECT.order_by(ENTRIES.c.entry_id).limit(_ROWS_PER_FETCH)
         if since_us is not None:
             query = query.where(ENTRIES.c.started_at_us >= since_us)
         if until_us is not None:
             query = query.where(ENTRIES.c.started_at_us < until_us)
         if flag:
             query = query.where(
-                ENTRIES.c.flags != literal("[]", literal_execute=True), ENTRIES.c.flags.contains(_json([flag])[1:-1], autoescape=True)
+                ENTRIES.c.flags != literal("[]", literal_execute=True), ENTRIES.c.flags.contains(as_json([flag])[1:-1], autoescape=True)
             )
         while True:
             rows = self._connection.execute(query.where(ENTRIES.c.entry_id > after)).all()
-            yield from map(_entry, rows)
+            yield from map(entry_of, rows)
             if len(rows) < _ROWS_PER_FETCH:
                 return
             after = rows[-1].entry_id
@@ -229,10 +249,8 @@ def _snapshot(engine: Engine) -> Iterator[LedgerSnapshot]:
 
 def _known(connection: Connection, entry_ids: Sequence[str]) -> set[str]:
     found: set[str] = set()
-    for start in range(0, len(entry_ids), _IDS_PER_QUERY):
-        found.update(
-            connection.execute(select(ENTRIES.c.entry_id).where(ENTRIES.c.entry_id.in_(entry_ids[start : start + _IDS_PER_QUERY]))).scalars()
-        )
+    for start in range(0, len(entry_ids), IDS_PER_QUERY):
+        found.update(connection.execute(select(ENTRIES.c.entry_id).where(ENTRIES.c.entry_id.in_(entry_ids[start : start + IDS_PER_QUERY]))).scalars())
     return found
 
 
@@ -240,41 +258,3 @@ def _dim(name: str) -> str:
     if name not in DIM_NAMES:
         raise ValueError(f"{name!r} is not a dimension; there are {', '.join(DIM_NAMES)}")
     return name
-
-
-def _json(strings: Sequence[str]) -> str:
-    return msgspec.json.encode(strings).decode() if strings else "[]"
-
-
-def _storable(entry: Entry) -> Entry:
-    """The entry without the one character that PostgreSQL does not have; both stores hold the same."""
-    if "\0" not in "".join(_text_values(entry)):
-        return entry
-    return replace(entry, **{name: getattr(entry, name).replace("\0", "\ufffd") for name in _TEXT_NAMES})
-
-
-def _row(entry: Entry) -> tuple[Any, ...]:
-    """The values in the order of `_COLUMNS`."""
-    return (
-        *_plain_values(entry),
-        *_usage_values(entry.usage),
-        entry.certainty.value,
-        int(entry.stream),
-        _json(entry.tags),
-        _json(entry.flags),
-    )
-
-
-def _entry(row: Sequence[Any]) -> Entry:
-    """The entry of a row in the order of `_COLUMNS`."""
-    plain, usage, (certainty, stream, tags, flags) = row[:_PLAIN], row[_PLAIN:-4], row[-4:]
-    fields = dict(zip(_PLAIN_NAMES, plain, strict=True))
-    fields["raw_usage"] = bytes(fields["raw_usage"])
-    return Entry(
-        **fields,
-        usage=Usage(*usage),
-        certainty=_CERTAINTIES[certainty],
-        stream=bool(stream),
-        tags=() if tags == "[]" else _strings(tags),
-        flags=() if flags == "[]" else _strings(flags),
-    )

@@ -1,4 +1,4 @@
-"""The tables: directory, audit, entries, rollups, checkpoints. One definition for SQLite and PostgreSQL.
+"""The tables: directory, audit, entries, rollups, checkpoints, imports. One definition for SQLite and PostgreSQL.
 
 The rule it protects: what is written here is what the migrations build, and a test compares the two. Instants are microseconds, money is
 nano-USD, both in 64-bit columns. Entries have no foreign keys into the directory: a deleted key must not take its history along, and bookkeeping must never fail for want of a name.
@@ -113,6 +113,9 @@ AUDIT = Table(
 
 # The ledger. Rows of `entries` are inserted and never changed.
 
+WHERE_TOLD = "dedup_key <> '' AND kind = 'attempt'"
+WHERE_METERED = "source = 'gateway' AND kind = 'attempt'"
+
 ENTRIES = Table(
     "entries",
     METADATA,
@@ -162,10 +165,101 @@ ENTRIES = Table(
     Column("raw_usage", LargeBinary, nullable=False),
     _text("source"),
     _text("reason", default=True),
+    _text("dedup_key", default=True),
     Index("entries_started", "started_at_us"),
     Index("entries_adjusted", "attempt_id", sqlite_where=text("kind = 'adjustment'"), postgresql_where=text("kind = 'adjustment'")),
     Index("entries_flagged", "entry_id", sqlite_where=text("flags <> '[]'"), postgresql_where=text("flags <> '[]'")),
+    # One record per call and source, whoever books it twice.
+    Index("entries_told", "source", "dedup_key", unique=True, sqlite_where=text(WHERE_TOLD), postgresql_where=text(WHERE_TOLD)),
+    # What the gateway metered, by the names that other sources know the call by.
+    *(
+        Index(f"entries_by_{name}", name, sqlite_where=text(WHERE_METERED), postgresql_where=text(WHERE_METERED))
+        for name in ("message_id", "request_id", "upstream_request_id")
+    ),
 )
+
+# Imports: what other sources told of calls, and how far each of them has been read.
+
+CALL_NAMES = Table(
+    "call_names",
+    METADATA,
+    Column("name", Text, primary_key=True, comment="message:…, request:… or row:SOURCE:…"),
+    _text("attempt_id"),
+    Index("call_names_attempt", "attempt_id"),
+)
+"""Which attempt stands for the call of that name, for every record that was ever imported, booked or not."""
+
+IMPORTS = Table(
+    "imports",
+    METADATA,
+    Column("import_id", Text, primary_key=True, comment="SOURCE and the place it was read from"),
+    _text("source"),
+    _text("place"),
+    _big("inode"),
+    _big("size_bytes"),
+    _big("modified_at_us"),
+    Column("byte_offset", BigInteger, nullable=False, comment="everything before it has been booked"),
+    _big("line_no"),
+    _big("rows_read"),
+    _big("rows_new"),
+    _big("rows_grown"),
+    _big("rows_replaced"),
+    _big("rows_matched"),
+    _big("rows_skipped"),
+    _big("rows_refused"),
+    _big("first_run_at_us"),
+    _big("last_run_at_us"),
+    _text("problem", default=True),
+)
+
+PROVIDER_REPORTS = Table(
+    "provider_reports",
+    METADATA,
+    Column("report_id", Text, primary_key=True, comment="digest of the content"),
+    Column("kind", Text, nullable=False, comment="usage, cost, claude_code, analytics_usage or analytics_cost"),
+    _big("starting_at_us"),
+    _big("ending_at_us"),
+    _big("rows"),
+    _big("received_at_us"),
+    _text("origin", default=True),
+    Column("content", LargeBinary, nullable=False, comment="one page, as it was received"),
+    Index("provider_reports_time", "kind", "starting_at_us"),
+)
+"""What the provider says was used and billed: for reconciliation only, never booked."""
+
+PROVIDER_MODELS = Table(
+    "provider_models",
+    METADATA,
+    Column("model_id", Text, primary_key=True),
+    _text("display_name", default=True),
+    Column("lifecycle", Text, nullable=False, server_default="", comment="active, deprecated, retired, or empty: not said"),
+    Column("created_at", Text, nullable=False, server_default="", comment="dates as the provider writes them"),
+    _text("deprecated_at", default=True),
+    _text("retires_at", default=True),
+    _big("first_seen_at_us"),
+    _big("last_seen_at_us"),
+    _big("changed_at_us"),
+)
+"""What the provider lists at `GET /v1/models`, and when it was seen there."""
+
+TELEMETRY_SUMS = Table(
+    "telemetry_sums",
+    METADATA,
+    Column("series_id", Text, primary_key=True, comment="digest of the day and of all that tells the series apart"),
+    _big("day_us"),
+    _text("organization_id"),
+    _text("team_id"),
+    _text("key_id"),
+    _text("session_id"),
+    _text("model"),
+    _text("metric"),
+    _text("token_type"),
+    Column("amount", BigInteger, nullable=False, comment="tokens or nano-USD"),
+    _big("points"),
+    _big("last_at_us"),
+    Index("telemetry_sums_day", "day_us"),
+)
+"""What Claude Code's own metrics add up to: a cross-check, never booked."""
 
 DIMS = Table(
     "dims",
