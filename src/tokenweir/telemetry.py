@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import accumulate
 from typing import Any, Literal, TypeAlias
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 REGISTRY = CollectorRegistry(auto_describe=True)
@@ -41,6 +43,34 @@ class Totals(Collector):
         return [family]
 
 
+class Times(Collector):
+    """A histogram for the hot path: one search in a short list, without a lock, from one thread."""
+
+    def __init__(self, name: str, meaning: str, bounds_s: Sequence[float]) -> None:
+        self._name, self._documentation, self._labelnames, self._type = name, meaning, (), "histogram"
+        self._bounds_s = tuple(bounds_s)
+        self._counts = [0] * (len(bounds_s) + 1)
+        self._sum_s = 0.0
+        REGISTRY.register(self)
+
+    def observe(self, seconds: float) -> None:
+        """Count one."""
+        self._counts[bisect_left(self._bounds_s, seconds)] += 1
+        self._sum_s += seconds
+
+    def describe(self) -> Iterable[HistogramMetricFamily]:
+        """What it is called, without its values."""
+        return [HistogramMetricFamily(self._name, self._documentation)]
+
+    def collect(self) -> Iterable[HistogramMetricFamily]:
+        """What it has come to."""
+        reached = accumulate(self._counts)
+        buckets = [(str(float(bound)), count) for bound, count in zip((*self._bounds_s, float("inf")), reached, strict=True)]
+        family = HistogramMetricFamily(self._name, self._documentation)
+        family.add_metric([], [("+Inf" if bound == "inf" else bound, count) for bound, count in buckets], self._sum_s)
+        return [family]
+
+
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 REQUESTS = Totals("tokenweir_requests", "Requests answered, by route and status class.", ["route", "status"])
@@ -52,9 +82,7 @@ USAGE_FLAGS = Counter("tokenweir_usage_flags", "Readings of usage that need a lo
 RETRIES = Counter("tokenweir_upstream_retries", "Attempts sent again before the first byte, by reason.", ["reason"], registry=REGISTRY)
 CLIENTS_LEFT = Counter("tokenweir_clients_left", "Clients that left before their answer was complete, by policy.", ["policy"], registry=REGISTRY)
 OPEN_REQUESTS = Gauge("tokenweir_open_requests", "Requests being served now.", registry=REGISTRY)
-FIRST_BYTE_SECONDS = Histogram(
-    "tokenweir_upstream_first_byte_seconds", "Time from sending an attempt to the first byte of its answer.", buckets=_SECONDS, registry=REGISTRY
-)
+FIRST_BYTE_SECONDS = Times("tokenweir_upstream_first_byte_seconds", "Time from sending an attempt to the first byte of its answer.", _SECONDS)
 HEADROOM = Gauge("tokenweir_upstream_headroom", "What the provider's headers last said remains, by resource.", ["resource"], registry=REGISTRY)
 JOURNAL_FULL = Gauge("tokenweir_journal_full", "1 while new paid work is refused for want of disk.", registry=REGISTRY)
 JOURNAL_BACKLOG_BYTES = Gauge("tokenweir_journal_backlog_bytes", "Journal not yet booked.", registry=REGISTRY)

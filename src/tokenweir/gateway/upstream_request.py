@@ -65,9 +65,8 @@ def encode_head(authority: bytes, method: bytes, target: bytes, headers: Sequenc
         raise InvalidRequest("The request target holds characters that may not stand in it.")
     if not _is_token(method):
         raise InvalidRequest("The request method is not a token.")
-    for name, _ in headers:
-        if not _is_free_name(name):
-            raise InvalidRequest(f"The header name {name[:60]!r} may not be sent upstream.")
+    if (name := _first_unfree(tuple([name for name, _ in headers]))) is not None:
+        raise InvalidRequest(f"The header name {name[:60]!r} may not be sent upstream.")
     lines = b"\r\n".join([b": ".join(header) for header in headers])
     breaks = max(len(headers) - 1, 0)
     if lines.count(b"\r") != breaks or lines.count(b"\n") != breaks or b"\0" in lines:
@@ -79,6 +78,12 @@ def encode_head(authority: bytes, method: bytes, target: bytes, headers: Sequenc
 @lru_cache(maxsize=64)
 def _is_token(text: bytes) -> bool:
     return _TOKEN.fullmatch(text) is not None
+
+
+@lru_cache(maxsize=512)
+def _first_unfree(names: tuple[bytes, ...]) -> bytes | None:
+    """The first name that may not be set. Clients send the same names again and again, so a whole head is judged once."""
+    return next((name for name in names if not _is_free_name(name)), None)
 
 
 @lru_cache(maxsize=512)

@@ -64,6 +64,17 @@ class ModelFacts(msgspec.Struct, frozen=True):
     aliases: tuple[str, ...]
 
 
+class Dearest(msgspec.Struct, frozen=True, gc=False):
+    """The dearest rates of a model in an interval without a border, over the card's denominator, in the order of `Rates.plain`."""
+
+    from_us: Micros
+    until_us: Micros
+    short: tuple[int, ...]
+    long: tuple[int, ...]
+    """If the prompt may pass the long-prompt step."""
+    long_above: int
+
+
 class RateCard:
     """A checked card. Values never change after it is made; it only remembers how ids were spelled."""
 
@@ -86,6 +97,7 @@ class RateCard:
         self._rates = {key: tuple(p.over(self.denominator, key[0]) for p in reversed(pieces)) for key, pieces in exact.items()}
         self._searches = tuple((start, int(price * self.denominator)) for start, price in reversed(searches))
         self._resolved: dict[str, str | None] = {}
+        self._dearest: dict[tuple[str, bool, bool], Dearest] = {}
         self._spelled: dict[tuple[str, int], tuple[Rates, ...]] = {}
 
     def resolve(self, model_id: str) -> str | None:
@@ -123,6 +135,30 @@ class RateCard:
             if at_us >= rates.from_us:
                 return rates
         return pieces[-1]
+
+    def dearest(self, model_id: str, *, fast: bool, us_geo: bool, at_us: Micros) -> Dearest:
+        """Class by class, the most that a token of the model can cost at an instant, if it may run fast, or in the US; remembered until rates change."""
+        key = (model_id, fast, us_geo)
+        known = self._dearest.get(key)
+        if known is not None and known.from_us <= at_us < known.until_us:
+            return known
+        choices = {0, FAST if fast else 0}
+        if us_geo:
+            choices |= {choice | US_GEO for choice in choices}
+        now = [self.rates(model_id, modifiers, at_us) for modifiers in choices]
+        borders = [rates.from_us for modifiers in choices for rates in self._rates[self.resolve(model_id) or "", modifiers]]
+        short = tuple(max(column) for column in zip(*(rates.plain for rates in now), strict=True))
+        found = Dearest(
+            from_us=max((border for border in borders if border <= at_us), default=-(2**62)),
+            until_us=min((border for border in borders if border > at_us), default=2**62),
+            short=short,
+            long=tuple(max(column) for column in zip(short, *(rates.long for rates in now), strict=True)),
+            long_above=min(rates.long_above for rates in now),
+        )
+        if len(self._dearest) >= _SPELLINGS_MAX:
+            self._dearest.clear()
+        self._dearest[key] = found
+        return found
 
     def search_rate(self, at_us: Micros) -> int:
         """Nano-USD per web search, over the denominator."""

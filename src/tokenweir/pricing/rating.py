@@ -96,19 +96,12 @@ def ceiling_cost(card: RateCard, model: str, ceiling: Usage, *, at_us: Micros, s
     What a request leaves open is taken at its dearest: a geography that is not stated may be the workspace's default, a fast request may be served at
     either speed, and a prompt that may pass the long-prompt step is priced by the dearer side of it, class by class.
     """
-    choices = {FAST, 0} if speed == "fast" else {0}
-    if inference_geo != "global":
-        choices |= {choice | US_GEO for choice in choices}
-    dearest = [0] * len(CLASSES)
-    for modifiers in choices:
-        rates = card.rates(model, modifiers, at_us)
-        dearest = list(map(max, dearest, rates.plain))
-        if ceiling.prompt > rates.long_above:
-            dearest = list(map(max, dearest, rates.long))
-    total = ceiling.web_searches * card.search_rate(at_us)
-    for component, number in zip(CLASSES, dearest, strict=True):
-        quantity: int = getattr(ceiling, component)
-        total += quantity * number
+    dearest = card.dearest(model, fast=speed == "fast", us_geo=inference_geo != "global", at_us=at_us)
+    uncached, write_5m, write_1h, read = ceiling.uncached_input, ceiling.cache_write_5m, ceiling.cache_write_1h, ceiling.cache_read
+    a, b, c, d, e = dearest.long if uncached + write_5m + write_1h + read > dearest.long_above else dearest.short
+    total = uncached * a + write_5m * b + write_1h * c + read * d + ceiling.output * e
+    if ceiling.web_searches:
+        total += ceiling.web_searches * card.search_rate(at_us)
     return round_ratio(total, card.denominator)
 
 

@@ -75,7 +75,7 @@ def read_envelope(body: bytes, *, needs_model: bool = True) -> Envelope:
     _prove_read_once(body, members)
     model = _model(members, needed=needs_model)
     get = members.get
-    ambiguous = b"\\u00" in body and _ESCAPED_WORD.search(body) is not None
+    ambiguous = b"\\" in body and b"\\u00" in body and _ESCAPED_WORD.search(body) is not None
     text = _ESCAPED_WORD.sub(_unescape, body) if ambiguous else body
     messages = get("messages")
     spoken: bytes | msgspec.Raw = text if ambiguous else b"" if messages is None else messages

@@ -9,6 +9,7 @@ Change together with `gateway/upstream.py` (who sends them) and `gateway/relay.p
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from typing import TypeAlias
 
@@ -35,6 +36,7 @@ _RESPONSE_WITHHELD = (
     b"anthropic-ratelimit-", b"anthropic-priority-", b"anthropic-fast-", b"anthropic-organization-", b"anthropic-workspace-",
 )  # fmt: skip
 _IDENTITY: Header = (b"accept-encoding", b"identity")
+_VERDICTS_MAX = 1_024
 _LINE_BREAKS = re.compile(rb"[\r\n\0]")
 
 CREDENTIAL_CHARS_MAX = 512
@@ -42,22 +44,34 @@ RETRY_AFTER_MS_MAX = 4_294_967_000
 """What SDKs clip a wait to."""
 
 
+class _Verdicts(dict[bytes, bool]):
+    """Remembers which names pass: a few dozen names make up nearly all headers, and one lookup is cheaper than three tests."""
+
+    def __init__(self, passes: Callable[[bytes], bool]) -> None:
+        super().__init__()
+        self._passes = passes
+
+    def __missing__(self, name: bytes) -> bool:
+        verdict = self._passes(name)
+        if len(self) < _VERDICTS_MAX:  # names come from outside: the memory of them is bounded
+            self[name] = verdict
+        return verdict
+
+
+_goes_up = _Verdicts(lambda name: name in _REQUEST_NAMES or name.startswith(_REQUEST_PREFIXES))
+_comes_down = _Verdicts(lambda name: name in _RESPONSE_NAMES or (name.startswith(_RESPONSE_PREFIX) and not name.startswith(_RESPONSE_WITHHELD)))
+
+
 def forward_request_headers(headers: Headers) -> list[Header]:
     """The client's headers that go to the provider, in order; the answer is asked for without compression, so that it can be metered."""
-    kept = [header for header in headers if header[0] in _REQUEST_NAMES or header[0].startswith(_REQUEST_PREFIXES)]
-    kept = _without_tricks(kept, headers)
+    kept = _without_tricks([header for header in headers if _goes_up[header[0]]], headers)
     kept.append(_IDENTITY)
     return kept
 
 
 def forward_response_headers(headers: Headers) -> list[Header]:
     """The provider's headers that go to the client, in order. Length, date and `request-id` are the gateway's to set."""
-    kept = [
-        header
-        for header in headers
-        if header[0] in _RESPONSE_NAMES or (header[0].startswith(_RESPONSE_PREFIX) and not header[0].startswith(_RESPONSE_WITHHELD))
-    ]
-    return _without_tricks(kept, headers)
+    return _without_tricks([header for header in headers if _comes_down[header[0]]], headers)
 
 
 def _without_tricks(kept: list[Header], headers: Headers) -> list[Header]:
