@@ -18,6 +18,7 @@ from tokenweir.ledger.sources import Booked
 from tokenweir.periods import Micros
 from tokenweir.policies import Policy
 from tokenweir.principals import Principal
+from tokenweir.wire.telemetry import MetricPoint
 
 
 class Clock(Protocol):
@@ -301,24 +302,6 @@ class ProviderModels(Protocol):
         ...
 
 
-class TelemetryPoint(msgspec.Struct, frozen=True):
-    """One point of a metric of Claude Code, as far as we keep it."""
-
-    series: str
-    """All that tells its series apart, in one string."""
-    metric: str
-    token_type: str
-    """`input`, `output`, `cacheRead` or `cacheCreation`; empty for cost."""
-    model: str
-    session_id: str
-    started_at_us: Micros
-    at_us: Micros
-    amount: int
-    """Tokens, or nano-USD."""
-    cumulative: bool
-    """The amount is the sum since `started_at_us`, not since the point before."""
-
-
 class TelemetrySum(msgspec.Struct, frozen=True):
     """What the points of a day come to."""
 
@@ -335,7 +318,7 @@ class TelemetrySum(msgspec.Struct, frozen=True):
 class TelemetrySums(Protocol):
     """The sums of metrics: a cross-check of the ledger, never part of it."""
 
-    def add_points(self, points: Sequence[TelemetryPoint], principal: Principal) -> int:
+    def add_points(self, points: Sequence[MetricPoint], principal: Principal) -> int:
         """Add the points that are later than the last one of their series; returns how many those were."""
         ...
 

@@ -1,5 +1,4 @@
-"""Imports: the dedup key of entries, the names of calls, how far each source has been read, the provider's own reports and models,
-and the sums of Claude Code's metrics.
+"""Imports: the dedup key of entries, names of calls, progress of each source, reports and models of the provider, sums of metrics.
 
 Revision 0002, after 0001. What is in the ledger stays as it is: an attempt of the gateway is told apart by its own id and needs no dedup key.
 """
