@@ -122,8 +122,19 @@ class WorkerSettings(_Table):
 
     batch_entries_max: Annotated[int, Field(ge=1, le=100_000)] = 1_000
     """Entries booked in one transaction."""
-    poll_ms: Milliseconds = 50
+    poll_ms: Milliseconds = 100
     """Longest pause between two looks at the journal."""
+
+
+class TelemetryReceiverSettings(_Table):
+    """The receiver of Claude Code's telemetry (OTLP over HTTP)."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Anything but loopback is reachable by others: put TLS before it."""
+    port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """`serve` starts the receiver if this is set; 4318 is usual, 0 lets the system choose."""
+    body_bytes_max: Annotated[int, Field(ge=64 * 1024, le=64 * 1024 * 1024)] = 16 * 1024 * 1024
+    """Largest export, also once it is unpacked."""
 
 
 class PricingSettings(_Table):
@@ -156,6 +167,8 @@ class Settings(BaseSettings):
     """Table `[worker]`."""
     pricing: PricingSettings = PricingSettings()
     """Table `[pricing]`."""
+    telemetry_receiver: TelemetryReceiverSettings = TelemetryReceiverSettings()
+    """Table `[telemetry_receiver]`."""
 
     @classmethod
     def settings_customise_sources(
