@@ -54,18 +54,7 @@ def test_a_newer_database_is_refused_with_a_sentence(chosen):
 def test_an_older_database_is_upgraded_by_serve_alone(chosen, monkeypatch):
     engine = app.open_engine(chosen, create=True)
     ran: list[str] = []
-    script = database._script()
-
-    class Newer:
-        """The migrations of a version to come."""
-
-        def get_current_head(self) -> str:
-            return "0003"
-
-        def walk_revisions(self):
-            return script.walk_revisions()
-
-    monkeypatch.setattr(database, "_script", Newer)
+    monkeypatch.setattr(database, "SCHEMA_REVISION", "0003")
     monkeypatch.setattr(database, "_migrate", lambda *_: ran.append("migrated"))
     with pytest.raises(SchemaTooOld, match="0003"):
         app.open_engine(chosen, create=True)
@@ -158,3 +147,24 @@ def test_a_database_url_that_cannot_be_used_is_one_sentence():
         with pytest.raises(SettingsInvalid):
             database.connect(None, url)
     assert "secret" not in database.location(database.connect(None, "postgresql://u:secret@h/d"))
+
+
+def test_the_revision_that_is_checked_without_alembic_is_the_newest_step():
+    from tokenweir.storage.engine import _script
+    from tokenweir.storage.schema import SCHEMA_REVISION
+
+    assert _script().get_current_head() == SCHEMA_REVISION
+
+
+def test_a_command_on_an_up_to_date_database_does_not_load_alembic(tmp_path):
+    """Its import would cost every command and every start of a process a quarter of a second."""
+    import subprocess
+    import sys
+
+    program = (
+        "import sys; from pathlib import Path; from tokenweir import app; from tokenweir.settings import load_settings; "
+        "settings = load_settings(None, data_dir=Path(sys.argv[1])); "
+        "app.open_ledger(settings, create=True).close(); print('alembic' in sys.modules)"
+    )
+    answers = [subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    assert answers == ["True\n", "False\n"]

@@ -14,12 +14,8 @@ import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from alembic.config import Config
-from alembic.runtime.environment import EnvironmentContext
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, NoSuchModuleError, NotSupportedError, ProgrammingError
@@ -27,6 +23,11 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tokenweir import __version__
 from tokenweir.errors import NotFound, SchemaTooNew, SchemaTooOld, SettingsInvalid, StoreUnavailable
+from tokenweir.storage.schema import SCHEMA_REVISION
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
 
 DATABASE_FILE: Final = "tokenweir.db"
 BUSY_TIMEOUT_MS: Final = 15_000
@@ -80,25 +81,23 @@ def require_schema(engine: Engine, *, create: bool = False, upgrade: bool = Fals
     `create` makes it where there is none, `upgrade` brings an older one up: `serve` does both. Other commands only create: an upgrade under a
     running gateway of the version before would be a surprise, so they raise SchemaTooOld. Raises NotFound, SchemaTooOld, SchemaTooNew.
     """
-    script = _script()
-    head = script.get_current_head()
     found = _revision(engine)
-    if found == head:
-        return
+    if found == SCHEMA_REVISION:
+        return  # without Alembic, whose import would cost every command a quarter of a second
     if found is None:
         if not create:
             raise NotFound(f"there is no database yet at {location(engine)}; start `tokenweir serve` or create a key first")
-    elif found not in {step.revision for step in script.walk_revisions()}:
+    elif found not in {step.revision for step in _script().walk_revisions()}:
         raise SchemaTooNew(
             f"the database at {location(engine)} has schema {found}, written by {_written_by(engine)}; this is Tokenweir {__version__}, which "
-            f"knows up to {head}: install the newer version, or restore a backup made before the upgrade"
+            f"knows up to {SCHEMA_REVISION}: install the newer version, or restore a backup made before the upgrade"
         )
     elif not upgrade:
         raise SchemaTooOld(
-            f"the database at {location(engine)} has schema {found} and Tokenweir {__version__} needs {head}: start `tokenweir serve` of this "
+            f"the database at {location(engine)} has schema {found} and Tokenweir {__version__} needs {SCHEMA_REVISION}: start `tokenweir serve` of this "
             "version once, it upgrades the database"
         )
-    _migrate(engine, script)
+    _migrate(engine)
 
 
 def problems(engine: Engine) -> list[str]:
@@ -144,16 +143,25 @@ def _is_file(engine: Engine) -> bool:
 
 
 def _script() -> ScriptDirectory:
+    from alembic.script import ScriptDirectory  # noqa: PLC0415 - only a migration pays for Alembic
+
+    return ScriptDirectory.from_config(_config())
+
+
+def _config() -> Config:
+    from alembic.config import Config  # noqa: PLC0415 - same
+
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    return ScriptDirectory.from_config(config)
+    return config
 
 
 def _revision(engine: Engine) -> str | None:
     if not exists(engine):
         return None
     with reading(engine) as connection:
-        return MigrationContext.configure(connection).get_current_revision()
+        found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+        return None if found is None else str(found)
 
 
 def _written_by(engine: Engine) -> str:
@@ -162,8 +170,11 @@ def _written_by(engine: Engine) -> str:
     return f"Tokenweir {found}" if found else "a newer Tokenweir"
 
 
-def _migrate(engine: Engine, script: ScriptDirectory) -> None:
+def _migrate(engine: Engine) -> None:
     """Run all missing steps in one transaction: whoever is killed in the middle leaves the database as it was. Two at once wait for each other."""
+    from alembic.runtime.environment import EnvironmentContext  # noqa: PLC0415 - only a migration pays for Alembic
+
+    script = _script()
     if engine.dialect.name == "sqlite":
         Path(str(engine.url.database)).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -173,10 +184,9 @@ def _migrate(engine: Engine, script: ScriptDirectory) -> None:
     with writing(engine) as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-        config.attributes["connection"] = connection
-        with EnvironmentContext(config, script, fn=steps, as_sql=False):
+        script_config = _config()
+        script_config.attributes["connection"] = connection
+        with EnvironmentContext(script_config, script, fn=steps, as_sql=False):
             script.run_env()
         for name, keep in (("created_by", True), ("upgraded_by", False)):
             update = "DO NOTHING" if keep else "DO UPDATE SET value = excluded.value"

@@ -11,6 +11,9 @@ from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData
 
 METADATA = MetaData()
 
+SCHEMA_REVISION = "0002"
+"""The newest step in `migrations/versions`; a test compares the two. Raise it with every new step."""
+
 
 def _text(name: str, *, default: bool = False) -> Column[str]:
     return Column(name, Text, nullable=False, server_default="") if default else Column(name, Text, nullable=False)
