@@ -42,7 +42,9 @@ def make_at_0001(chosen, entries) -> None:
         def __getattr__(self, name: str):
             return getattr(script, name)
 
-    database._migrate(engine, UpToTheFirst())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(database, "_script", UpToTheFirst)
+        database._migrate(engine)
     names = [name for name in COLUMNS if name != "dedup_key"]
     with database.writing(engine) as connection:
         for one in entries:
