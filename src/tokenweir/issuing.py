@@ -68,7 +68,7 @@ def issue_key(
     owner = checked_name("owner", owner) if owner else ""
     tags = _each("tag", tags, lambda tag: checked_name("tag", tag))
     policy = checked_policy(models=models, networks=networks, expires_at_us=expires_at_us, now_us=now_us)
-    home = _ensure_team(directory, organization, team, actor=actor, now_us=now_us, entropy=entropy)
+    home = ensure_team(directory, organization, team, actor=actor, now_us=now_us, entropy=entropy)
     part = key_tokens.key_part(entropy(key_tokens.ENTROPY_BYTES))
     token = key_tokens.mint(part, entropy(key_tokens.ENTROPY_BYTES))
     key = KeyRecord(
@@ -154,7 +154,7 @@ def set_credential(
     if (source == "sealed") != (text is not None):
         raise ValueError("a sealed credential needs its text, and no other kind takes one")
     if team:
-        home = _ensure_team(directory, organization, team, actor=actor, now_us=now_us, entropy=entropy)
+        home = ensure_team(directory, organization, team, actor=actor, now_us=now_us, entropy=entropy)
         owner = (home.organization_id, home.organization, home.team_id, home.team)
     else:
         whole = directory.ensure_organization(
@@ -214,7 +214,8 @@ def checked_source(source: str) -> None:
         raise ValueError("a credential comes from env:NAME or file:PATH, or is sealed in the database")
 
 
-def _ensure_team(directory: Directory, organization: str, team: str, *, actor: str, now_us: Micros, entropy: Entropy) -> TeamRecord:
+def ensure_team(directory: Directory, organization: str, team: str, *, actor: str, now_us: Micros, entropy: Entropy) -> TeamRecord:
+    """The team of that name, made with its organization if there is none. Raises ValueError for a name that cannot be one."""
     new = TeamRecord(
         organization_id=new_id("org", entropy),
         organization=checked_name("organization", organization),

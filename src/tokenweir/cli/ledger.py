@@ -228,6 +228,7 @@ def _record(entry: Entry, names: Names) -> dict[str, Any]:
         "tags": list(entry.tags),
         "source": entry.source,
         "reason": entry.reason or None,
+        "dedup_key": entry.dedup_key or entry.attempt_id,
     }
 
 
@@ -278,6 +279,7 @@ EXPORT_FIELDS = (
     "tags",
     "source",
     "reason",
+    "dedup_key",
 )
 """The columns of a CSV export, and the keys of a JSON one."""
 _FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 - spreadsheets take the full-width forms as well

@@ -62,6 +62,8 @@ class ImportedCall(msgspec.Struct, frozen=True):
     parent_agent_id: str = ""
     client: str = ""
     project: str = ""
+    person: str = ""
+    """Who made it, if the source says; in place of the account's own key."""
     tags: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     raw_usage: bytes = b""
@@ -92,7 +94,7 @@ def told_entry(call: ImportedCall, account: Account, card: RateCard) -> Entry:
         message_id=message_id,
         organization_id=account.organization_id,
         team_id=account.team_id,
-        key_id=account.key_id,
+        key_id=person_key(call.person) if call.person else account.key_id,
         model_requested=_short(call.model_requested or metered.model),
         model=_short(metered.model),
         stream=call.stream,
