@@ -15,6 +15,7 @@ Micros: TypeAlias = int
 SECOND_US = 1_000_000
 QUARTER_US = 15 * 60 * SECOND_US
 DAY_US = 86_400 * SECOND_US
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def quarter_start(at_us: Micros) -> Micros:
@@ -31,7 +32,7 @@ def to_micros(moment: datetime) -> Micros:
     """The instant of an aware datetime; raises ValueError for one without a zone."""
     if moment.tzinfo is None:
         raise ValueError(f"{moment.isoformat()} has no time zone")
-    delta = moment - datetime(1970, 1, 1, tzinfo=UTC)
+    delta = moment - _EPOCH
     return (delta.days * 86_400 + delta.seconds) * SECOND_US + delta.microseconds
 
 

@@ -6,23 +6,29 @@ fails fails the whole. Change together with `scanning.py` (how lines are found) 
 
 from __future__ import annotations
 
+import gc
 import os
+import selectors
+import struct
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import NoReturn
 
 import msgspec
 
+from tokenweir.errors import OwnError
 from tokenweir.importing.places import TranscriptFile
-from tokenweir.importing.scanning import MarkedLines
+from tokenweir.importing.scanning import MarkedLines, new_buffer
 from tokenweir.pricing.rate_card import RateCard
 from tokenweir.reports.answers import Answers
-from tokenweir.wire.transcripts import TranscriptRow, read_line
+from tokenweir.wire.transcripts import TranscriptRow, fuller, read_line
 from tokenweir.wire.usage_fields import FLAG_UNKNOWN_FIELD
 
-PARALLEL_BYTES_MIN = 96 * 1024 * 1024
-"""Less than this is read faster than processes start."""
-PART_BYTES = 32 * 1024 * 1024
+PARALLEL_BYTES_MIN = 16 * 1024 * 1024
+"""Less than this is read by the time other processes have started."""
+PART_BYTES = 8 * 1024 * 1024
 """A larger file is read in parts, by several processes."""
-TASK_BYTES = 16 * 1024 * 1024
+TASK_BYTES = 4 * 1024 * 1024
 """About how much one process takes at once."""
 
 
@@ -51,14 +57,15 @@ def gather(
 ) -> tuple[Answers, Gathered]:
     """All answers in the files, and what stood in the way. `on_progress` is told the bytes that were dealt with since."""
     answers, outcome = Answers(), Gathered()
-    cores = processes or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else processes or os.cpu_count() or 1
-    small = sum(file.size for file in files) < PARALLEL_BYTES_MIN
-    if cores < 2 or small:
+    if processes is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        processes = cores if sum(file.size for file in files) >= PARALLEL_BYTES_MIN else 1
+    if processes < 2 or not hasattr(os, "fork"):
         for parts in _tasks(files):
             _note(outcome, _read_parts(parts, answers, card))
             on_progress(_bytes(parts))
     else:
-        _gather_in_processes(list(_tasks(files)), card, cores, answers, outcome, on_progress)
+        _gather_in_processes(list(_tasks(files)), card, processes, answers, outcome, on_progress)
     answers.settle()
     return answers, outcome
 
@@ -94,6 +101,8 @@ def _read(file: TranscriptFile, line: memoryview | bytes, outcome: Gathered, *, 
 
 def _read_parts(parts: Sequence[Part], answers: Answers, card: RateCard) -> Gathered:
     outcome = Gathered()
+    buffer = new_buffer()
+    best: dict[str, TranscriptRow] = {}
     for part in parts:
         try:
             descriptor = os.open(part.file.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
@@ -101,24 +110,22 @@ def _read_parts(parts: Sequence[Part], answers: Answers, card: RateCard) -> Gath
             outcome.problems.append(f"{part.file.path}: {error.strerror}")
             continue
         try:
-            lines = MarkedLines(descriptor, start=part.start, end=part.end, at_line_start=part.start == 0)
+            lines = MarkedLines(descriptor, start=part.start, end=part.end, at_line_start=part.start == 0, buffer=buffer)
             for row in read_rows(part.file, lines, outcome):
-                answers.add(row, card)
-            if lines.tail:
-                _add_tail(part.file, lines.tail, answers, card)
+                standing = best.get(row.key)
+                best[row.key] = row if standing is None else fuller(row, standing)
+            tail = _read(part.file, lines.tail, Gathered()) if lines.tail else None
+            if tail is not None:
+                # A last line without its newline counts if it is whole: an object ends with its own brace. Otherwise it is being written, and held back.
+                best[tail.key] = fuller(tail, best.get(tail.key, tail))
             outcome.oversized += lines.oversized
         except OSError as error:
             outcome.problems.append(f"{part.file.path}: {error.strerror}")
         finally:
             os.close(descriptor)
-    return outcome
-
-
-def _add_tail(file: TranscriptFile, tail: bytes, answers: Answers, card: RateCard) -> None:
-    """A last line without its newline counts if it is whole: an object ends with its own brace. Otherwise it is being written, and held back."""
-    row = _read(file, tail, Gathered())
-    if row is not None:
+    for row in best.values():
         answers.add(row, card)
+    return outcome
 
 
 def _tasks(files: Sequence[TranscriptFile]) -> Iterator[list[Part]]:
@@ -150,39 +157,90 @@ def _note(outcome: Gathered, other: Gathered) -> None:
     outcome.problems += other.problems
 
 
-# In processes: the card is there before they are forked; parts go over, packed tables come back.
+# In processes. They are forked, so files and card are there already; a pipe that holds the numbers of all tasks is the queue: who reads a number does it.
 
 
 def _gather_in_processes(
     tasks: list[list[Part]], card: RateCard, cores: int, answers: Answers, outcome: Gathered, on_progress: Callable[[int], None]
 ) -> None:
-    import multiprocessing  # noqa: PLC0415 - most reports never need it
-    from concurrent.futures import ProcessPoolExecutor, as_completed  # noqa: PLC0415
+    queue, numbers = os.pipe()
+    filling = os.fork()
+    if filling == 0:
+        _fill(numbers, len(tasks))
+    os.close(numbers)
+    children = [_start(queue, tasks, card) for _ in range(min(cores, len(tasks)))]
+    os.close(queue)
+    try:
+        with selectors.DefaultSelector() as ready:
+            for _, results in children:
+                ready.register(results, selectors.EVENT_READ)
+            while ready.get_map():
+                for key, _ in ready.select():
+                    header = _read_exactly(key.fd, _HEADER.size)
+                    if not header:
+                        ready.unregister(key.fd)
+                        continue
+                    number, size = _HEADER.unpack(header)
+                    gathered = _decode(_read_exactly(key.fd, size))
+                    answers.merge(gathered.packed, gathered.names)
+                    _note(outcome, gathered)
+                    on_progress(_bytes(tasks[number]))
+    finally:
+        for _, results in children:
+            os.close(results)  # one that still writes ends of it
+        ends = [os.waitpid(child, 0)[1] for child in (filling, *(child for child, _ in children))]
+    if any(ends):
+        raise OwnError("A process that read transcripts ended early, so nothing is reported; try again with fewer files or more memory.")
 
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-    with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context(method), initializer=_begin, initargs=(card,)) as pool:
-        futures = {pool.submit(_read_task, parts): _bytes(parts) for parts in tasks}
-        try:
-            for future in as_completed(futures):
-                gathered = _decode(future.result())
-                answers.merge(gathered.packed, gathered.names)
-                _note(outcome, gathered)
-                on_progress(futures.pop(future))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
 
-
-_card_of_this_process: list[RateCard] = []
+_HEADER = struct.Struct("<IQ")
+_NUMBER = struct.Struct("<I")
 _decode = msgspec.msgpack.Decoder(Gathered).decode
 
 
-def _begin(card: RateCard) -> None:
-    _card_of_this_process[:] = [card]
+def _fill(numbers: int, count: int) -> NoReturn:
+    """Write the numbers of all tasks; in a process of its own, because a pipe holds only so many."""
+    with suppress(BrokenPipeError):
+        for number in range(count):
+            os.write(numbers, _NUMBER.pack(number))
+    os._exit(0)
 
 
-def _read_task(parts: list[Part]) -> bytes:
-    answers = Answers()
-    outcome = _read_parts(parts, answers, _card_of_this_process[0])
-    outcome.packed, outcome.names = answers.packed, answers.names
-    return msgspec.msgpack.encode(outcome)
+def _start(queue: int, tasks: list[list[Part]], card: RateCard) -> tuple[int, int]:
+    """A process that does tasks until there are none; its id, and the pipe on which its results come."""
+    results, writing = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(writing)
+        return child, results
+    status = 1
+    try:
+        gc.disable()  # nothing that is made here is cyclic, and looking for it costs a tenth
+        os.close(results)
+        while number := os.read(queue, _NUMBER.size):
+            (task,) = _NUMBER.unpack(number)
+            answers = Answers()
+            outcome = _read_parts(tasks[task], answers, card)
+            outcome.packed, outcome.names = answers.packed, answers.names
+            content = msgspec.msgpack.encode(outcome)
+            _write_all(writing, _HEADER.pack(task, len(content)) + content)
+        status = 0
+    except BrokenPipeError:
+        pass  # nobody waits for it any more
+    finally:
+        os._exit(status)  # never up into the code of the parent
+
+
+def _read_exactly(descriptor: int, size: int) -> bytes:
+    """So many bytes; none if the pipe has ended, also in the middle."""
+    parts = []
+    while size and (part := os.read(descriptor, size)):
+        parts.append(part)
+        size -= len(part)
+    return b"" if size else b"".join(parts)
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]

@@ -21,14 +21,22 @@ LINE_BYTES_MAX = 32 * 1024 * 1024
 WINDOW_BYTES = 64 * 1024
 
 
+def new_buffer() -> bytearray:
+    """A buffer for `MarkedLines`."""
+    return bytearray(LINE_BYTES_HELD + PIECE_BYTES)
+
+
 class MarkedLines:
     """The complete lines of a file that contain `MARK`, from `start` on; of a part of a file, those that begin before `end`.
 
-    A line is a view that is good until the next one is asked for.
+    A line is a view that is good until the next one is asked for. `buffer` (from `new_buffer`) saves the making of one for each of many small files.
     """
 
-    def __init__(self, descriptor: int, *, start: int = 0, end: int | None = None, at_line_start: bool = True) -> None:
+    def __init__(
+        self, descriptor: int, *, start: int = 0, end: int | None = None, at_line_start: bool = True, buffer: bytearray | None = None
+    ) -> None:
         self._descriptor = descriptor
+        self._buffer = new_buffer() if buffer is None else buffer
         self._base = start if at_line_start or start == 0 else start - 1
         self._skipping = not at_line_start and start > 0
         self._end = end
@@ -40,7 +48,7 @@ class MarkedLines:
         """The unfinished last line, if it contains `MARK`: for readers who will not come back."""
 
     def __iter__(self) -> Iterator[memoryview]:
-        buffer = bytearray(LINE_BYTES_HELD + PIECE_BYTES)
+        buffer = self._buffer
         view = memoryview(buffer)
         fill = 0
         while count := os.preadv(self._descriptor, [view[fill : fill + PIECE_BYTES]], self._base + fill):
@@ -108,11 +116,16 @@ class MarkedLines:
 
 
 def _marked(buffer: bytearray, view: memoryview, stop: int) -> Iterator[memoryview]:
-    """The lines up to `stop`, where one ends, that contain `MARK`."""
+    """The lines up to `stop`, where one ends, that contain `MARK`.
+
+    They are found from the end, because an answer's usage stands behind its content: what is before the mark need not be searched for it.
+    """
     find, rfind = buffer.find, buffer.rfind
-    position = 0
-    while (hit := find(MARK, position, stop)) >= 0:
-        start = max(rfind(b"\n", position, hit) + 1, position)
-        end = find(b"\n", hit, stop)
+    lines = []
+    end = stop - 1
+    while (hit := rfind(MARK, 0, end)) >= 0:
+        start = rfind(b"\n", 0, hit) + 1
+        lines.append((start, find(b"\n", hit, stop)))
+        end = max(start - 1, 0)
+    for start, end in reversed(lines):
         yield view[start:end]
-        position = end + 1

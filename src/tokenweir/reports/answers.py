@@ -27,6 +27,7 @@ DOUBTED = 4
 """Something in it could not be believed, or is missing."""
 UNPRICED = 8
 """The rate card has no rate for its model at its time; a conservative one was taken."""
+REASONS = (BY_SUBAGENT, UNFINISHED, DOUBTED, UNPRICED)
 
 _COUNT_MAX = 2**32 - 1
 _BODY = struct.Struct(">8s8s8s7IqB")

@@ -14,7 +14,7 @@ import msgspec
 
 from tokenweir.money import Nanos
 from tokenweir.periods import QUARTER_US, Micros, to_datetime
-from tokenweir.reports.answers import Answer
+from tokenweir.reports.answers import REASONS, UNPRICED, Answer
 
 PERIODS: Final = ("day", "week", "month")
 GROUPS: Final = (*PERIODS, "session", "project", "model")
@@ -38,6 +38,20 @@ class Sums(msgspec.Struct, gc=False):
     answers: int = 0
     doubts: int = 0
     """All reasons for which any of it is an estimate."""
+
+    def count(self, answer: Answer) -> None:
+        """Take one answer."""
+        uncached, write_5m, write_1h, read, output, thinking, searches = answer.counts
+        self.uncached_input += uncached
+        self.cache_write_5m += write_5m
+        self.cache_write_1h += write_1h
+        self.cache_read += read
+        self.output += output
+        self.thinking += thinking
+        self.web_searches += searches
+        self.cost_nanos += answer.cost_nanos
+        self.answers += 1
+        self.doubts |= answer.doubts
 
     def add(self, other: Sums) -> None:
         """Take the figures of another."""
@@ -124,14 +138,14 @@ def fill_cells(answers: Iterable[Answer], *, period: str, zone: tzinfo, since_us
         cell = cells.get(key)
         if cell is None:
             cell = cells[key] = Sums()
-        cell.add(Sums(*answer.counts, answer.cost_nanos, 1, answer.doubts))
+        cell.count(answer)
         if answer.doubts:
-            for reason in (1, 2, 4, 8):
+            for reason in REASONS:
                 if answer.doubts & reason:
                     tally = doubts.setdefault(reason, [0, 0])
                     tally[0] += 1
                     tally[1] += answer.cost_nanos
-            if answer.doubts & 8:
+            if answer.doubts & UNPRICED:
                 unpriced.add(answer.model)
     return Cells(cells, tuple(Doubt(reason, *doubts[reason]) for reason in sorted(doubts)), tuple(sorted(unpriced)))
 

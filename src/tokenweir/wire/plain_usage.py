@@ -31,7 +31,9 @@ class _Tools(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     code_execution_requests: _Count | None = None
 
 
-class _PlainUsage(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+class PlainUsage(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """A usage object in which nothing is unusual."""
+
     input_tokens: _Count
     output_tokens: _Count
     cache_creation_input_tokens: _Count | None = None
@@ -46,7 +48,7 @@ class _PlainUsage(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     fallback_credit: None = None
 
 
-_decode = msgspec.json.Decoder(_PlainUsage).decode
+_decode = msgspec.json.Decoder(PlainUsage).decode
 
 
 def read_plain(usage: bytes | msgspec.Raw, *, model: str, empty_refusal: bool) -> Metered | None:
@@ -55,6 +57,11 @@ def read_plain(usage: bytes | msgspec.Raw, *, model: str, empty_refusal: bool) -
         plain = _decode(usage)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+    return plain_metered(plain, model=model, empty_refusal=empty_refusal)
+
+
+def plain_metered(plain: PlainUsage, *, model: str, empty_refusal: bool) -> Metered | None:
+    """The same for one that was decoded with what it stands in."""
     details, tools, writes, total = plain.output_tokens_details, plain.server_tool_use, plain.cache_creation, plain.cache_creation_input_tokens
     thinking = (details.thinking_tokens or 0) if details is not None else 0
     if thinking > plain.output_tokens:

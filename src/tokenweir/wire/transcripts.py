@@ -15,14 +15,17 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from typing import Any
+from contextlib import suppress
+from datetime import datetime
+from functools import lru_cache
+from typing import Annotated, Any
 
 import msgspec
 
-from tokenweir.periods import Micros, parse_instant
+from tokenweir.periods import Micros, parse_instant, to_datetime, to_micros
 from tokenweir.usage import Metered
 from tokenweir.wire.messages import FLAG_MISSING_COUNTS
-from tokenweir.wire.plain_usage import read_plain
+from tokenweir.wire.plain_usage import PlainUsage, plain_metered
 from tokenweir.wire.usage_fields import is_bad, read_metered
 
 MARK = b'"usage"'
@@ -74,28 +77,27 @@ def read_line(line: bytes | bytearray | memoryview, *, otherwise_us: Micros, kee
 
     Raises ValueError if the line is no JSON object: it was torn, or is not a transcript.
     """
-    try:
-        entry = _decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        found = _read_leniently(line)
-        if found is None:
-            return None
-        entry = found
-    message = entry.message
-    if entry.type != "assistant" or message is None or entry.isApiErrorMessage or message.model == SYNTHETIC or len(message.usage) <= len(b"null"):
+    entry = _read_entry(line, keep_raw=keep_raw)
+    message = None if entry is None else entry.message
+    if entry is None or entry.type != "assistant" or message is None or entry.isApiErrorMessage or message.model == SYNTHETIC:
         return None
-    message_id, request_id, uuid, model = message.id or "", entry.requestId or "", entry.uuid or "", message.model or "unknown"
-    if max(len(message_id), len(request_id), len(uuid), len(model)) > _CHARS_MAX:
-        message_id, request_id, uuid, model = message_id[:_CHARS_MAX], request_id[:_CHARS_MAX], uuid[:_CHARS_MAX], model[:_CHARS_MAX]
+    message_id, request_id, uuid = _cut(message.id), _cut(entry.requestId), _cut(entry.uuid)
+    model = _cut(message.model) or "unknown"
     stop_reason = message.stop_reason or ""
     empty_refusal = stop_reason == "refusal" and bytes(message.content).replace(b" ", b"") == b"[]"
-    metered = read_plain(message.usage, model=model, empty_refusal=empty_refusal) or _read_usage(message.usage, model, empty_refusal=empty_refusal)
+    usage = message.usage
+    if isinstance(usage, PlainUsage):
+        metered = plain_metered(usage, model=model, empty_refusal=empty_refusal) or _read_usage(
+            msgspec.json.encode(usage), model, empty_refusal=empty_refusal
+        )
+    else:
+        metered = None if usage is None else _read_usage(usage, model, empty_refusal=empty_refusal)
     if metered is None:
         return None
-    at_us = otherwise_us
-    try:
-        at_us = parse_instant(entry.timestamp or "")
-    except ValueError:
+    if entry.timestamp is not None:
+        at_us = to_micros(entry.timestamp)
+    else:
+        at_us = otherwise_us
         metered = _flagged(metered, FLAG_MISSING_TIME)
     return TranscriptRow(
         f"{message_id}:{request_id}" if message_id and request_id else message_id or uuid or hashlib.blake2b(line, digest_size=16).hexdigest(),
@@ -104,19 +106,23 @@ def read_line(line: bytes | bytearray | memoryview, *, otherwise_us: Micros, kee
         message_id,
         request_id,
         uuid,
-        (entry.sessionId or "")[:_CHARS_MAX],
-        (entry.agentId or "")[:_CHARS_MAX],
+        _cut(entry.sessionId),
+        _cut(entry.agentId),
         (entry.cwd or "")[:_PATH_CHARS_MAX],
-        (entry.gitBranch or "")[:_CHARS_MAX],
-        (entry.version or "")[:_CHARS_MAX],
+        _cut(entry.gitBranch),
+        _cut(entry.version),
         stop_reason[:_CHARS_MAX],
         bool(entry.isSidechain),
-        bytes(message.usage) if keep_raw else b"",
+        bytes(usage) if isinstance(usage, msgspec.Raw) and keep_raw else b"",
     )
 
 
 def fuller(one: TranscriptRow, other: TranscriptRow) -> TranscriptRow:
     """Which of two rows of one answer counts, whatever order they were met in: the one of the higher rank."""
+    if one.sidechain == other.sidechain:
+        tokens, others = one.metered.usage.total, other.metered.usage.total
+        if tokens != others:
+            return one if tokens > others else other
     return one if rank(one) >= rank(other) else other
 
 
@@ -127,8 +133,13 @@ def rank(row: TranscriptRow) -> bytes:
     is the original; what follows only makes the choice the same every time.
     """
     metered = row.metered
-    place = hashlib.blake2b(f"{row.session_id}\0{row.cwd}\0{row.uuid}\0{metered.model}".encode("utf-8", "replace"), digest_size=8).digest()
-    return _RANK(not row.sidechain, metered.usage.total, row.stop_reason != "", metered.speed != "", _LATE - row.at_us) + place
+    head = _RANK(not row.sidechain, metered.usage.total, row.stop_reason != "", metered.speed != "", _LATE - row.at_us)
+    return head + _place(row.session_id, row.cwd, metered.model)
+
+
+@lru_cache(maxsize=4_096)
+def _place(*names: str) -> bytes:
+    return hashlib.blake2b("\0".join(names).encode("utf-8", "replace"), digest_size=8).digest()
 
 
 _RANK = struct.Struct(">?Q??Q").pack
@@ -139,18 +150,10 @@ RANK_BYTES = 27
 # Decoding what comes from outside: the fields by the names Claude Code gives them.
 
 
-class _Message(msgspec.Struct, gc=False):
-    id: str | None = None
-    model: str | None = None
-    stop_reason: str | None = None
-    content: msgspec.Raw = msgspec.Raw()
-    usage: msgspec.Raw = msgspec.Raw()
-
-
-class _Entry(msgspec.Struct, gc=False):
+class _Words(msgspec.Struct, gc=False):
     type: str | None = None
     uuid: str | None = None
-    timestamp: str | None = None
+    timestamp: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
     sessionId: str | None = None  # noqa: N815 - Claude Code's own spelling, as below
     agentId: str | None = None  # noqa: N815
     version: str | None = None
@@ -159,11 +162,44 @@ class _Entry(msgspec.Struct, gc=False):
     requestId: str | None = None  # noqa: N815
     isSidechain: bool | None = None  # noqa: N815
     isApiErrorMessage: bool | None = None  # noqa: N815
+
+
+class _MessageWords(msgspec.Struct, gc=False):
+    id: str | None = None
+    model: str | None = None
+    stop_reason: str | None = None
+    content: msgspec.Raw = msgspec.Raw(b"")
+
+
+class _PlainMessage(_MessageWords, gc=False):
+    usage: PlainUsage | None = None
+
+
+class _PlainEntry(_Words, gc=False):
+    message: _PlainMessage | None = None
+
+
+class _Message(_MessageWords, gc=False):
+    usage: msgspec.Raw = msgspec.Raw(b"")
+
+
+class _Entry(_Words, gc=False):
     message: _Message | None = None
 
 
+_decode_plain = msgspec.json.Decoder(_PlainEntry).decode
 _decode = msgspec.json.Decoder(_Entry).decode
 _decode_any = msgspec.json.Decoder().decode
+
+
+def _read_entry(line: bytes | bytearray | memoryview, *, keep_raw: bool) -> _PlainEntry | _Entry | None:
+    """The short way if all is as usual, which one decode reads whole; then with the usage left to be read at length; then field by field."""
+    if not keep_raw:
+        with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return _decode_plain(line)
+    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _decode(line)
+    return _read_leniently(line)
 
 
 def _read_leniently(line: bytes | bytearray | memoryview) -> _Entry | None:
@@ -181,11 +217,15 @@ def _read_leniently(line: bytes | bytearray | memoryview) -> _Entry | None:
     words: dict[str, Any] = {name: message[name] for name in ("id", "model", "stop_reason") if isinstance(message.get(name), str)}
     fields: dict[str, Any] = {name: entry[name] for name in _WORDS if isinstance(entry.get(name), str)}
     fields |= {name: entry.get(name) is True for name in _MARKS}
+    try:
+        fields["timestamp"] = to_datetime(parse_instant(entry["timestamp"])) if isinstance(entry.get("timestamp"), str) else None
+    except (ValueError, OverflowError):
+        fields["timestamp"] = None
     return _Entry(**fields, message=_Message(**words | parts))
 
 
 _MARKS = ("isSidechain", "isApiErrorMessage")
-_WORDS = tuple(name for name in _Entry.__struct_fields__ if name not in (*_MARKS, "message"))
+_WORDS = tuple(name for name in _Words.__struct_fields__ if name not in (*_MARKS, "timestamp"))
 
 
 def _object(text: bytes | bytearray | memoryview | msgspec.Raw) -> dict[str, Any] | None:
@@ -203,7 +243,7 @@ def _object(text: bytes | bytearray | memoryview | msgspec.Raw) -> dict[str, Any
     return value if isinstance(value, dict) else None
 
 
-def _read_usage(usage: msgspec.Raw, model: str, *, empty_refusal: bool) -> Metered | None:
+def _read_usage(usage: msgspec.Raw | bytes, model: str, *, empty_refusal: bool) -> Metered | None:
     """A usage object with something unusual in it."""
     fields = _object(usage)
     if not fields:
@@ -216,6 +256,10 @@ def _read_usage(usage: msgspec.Raw, model: str, *, empty_refusal: bool) -> Meter
 
 
 _NEEDED = frozenset({"input_tokens", "output_tokens"})
+
+
+def _cut(word: str | None) -> str:
+    return word[:_CHARS_MAX] if word else ""
 
 
 def _flagged(metered: Metered, flag: str) -> Metered:
