@@ -20,7 +20,9 @@ from tokenweir.settings import Settings
 from tokenweir.storage import engine as database
 from tokenweir.storage.directory import SqlDirectory
 from tokenweir.storage.ledger import SqlLedger
+from tokenweir.storage.provider_models import SqlProviderModels
 from tokenweir.storage.secrets import PEPPER_FILE, SEAL_FILE, FileVault, configured_key, header_safe, open_vault, read_private, secrets_dir
+from tokenweir.storage.telemetry_sums import SqlTelemetrySums
 
 
 class SystemClock:
@@ -170,6 +172,16 @@ def open_engine(settings: Settings, *, create: bool = False, upgrade: bool = Fal
 def open_ledger(settings: Settings, *, create: bool = False, upgrade: bool = False) -> SqlLedger:
     """The ledger. Raises NotFound if there is no database yet (unless `create`), StoreUnavailable, SchemaTooOld, SchemaTooNew."""
     return SqlLedger(open_engine(settings, create=create, upgrade=upgrade))
+
+
+def open_telemetry_sums(settings: Settings) -> SqlTelemetrySums:
+    """The sums of Claude Code's metrics. Raises NotFound if there is no database yet, StoreUnavailable, SchemaTooOld, SchemaTooNew."""
+    return SqlTelemetrySums(open_engine(settings))
+
+
+def open_provider_models(settings: Settings) -> SqlProviderModels:
+    """What the provider lists as its models. Raises NotFound if there is no database yet, StoreUnavailable, SchemaTooOld, SchemaTooNew."""
+    return SqlProviderModels(open_engine(settings))
 
 
 def open_journal(settings: Settings, *, on_broken: Callable[[str], None] | None = None) -> JournalWriter:

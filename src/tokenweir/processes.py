@@ -31,8 +31,10 @@ from tokenweir.gateway.upstream import UpstreamClient
 from tokenweir.metering.journal import JournalWriter
 from tokenweir.metering.meter import Meter
 from tokenweir.policies import parse_network
+from tokenweir.receiver.asgi import Receiver
+from tokenweir.receiver.booking import TelemetryBooks
 from tokenweir.settings import Settings
-from tokenweir.supervisor import RoleFailed, end_with_supervisor, listen, supervise
+from tokenweir.supervisor import RoleFailed, end_with_supervisor, listen, supervise, url_of
 from tokenweir.telemetry import log, start_logging
 from tokenweir.workers.runner import keep_books, stop_on_signal
 
@@ -51,6 +53,7 @@ def run_everything(settings: Settings, *, config_arguments: Sequence[str], annou
         app.open_pepper(settings, directory)
     app.open_rate_card(settings)
     listener = listen(settings.gateway.host, settings.gateway.port)
+    telemetry = settings.telemetry_receiver
     try:
         return asyncio.run(
             supervise(
@@ -58,6 +61,7 @@ def run_everything(settings: Settings, *, config_arguments: Sequence[str], annou
                 config_arguments=config_arguments,
                 gateway_stop_timeout_s=settings.gateway.shutdown_timeout_ms / 1000 + 10,
                 announce=announce,
+                receiver_listener=None if telemetry.port is None else listen(telemetry.host, telemetry.port),
             )
         )
     except* RoleFailed as failures:
@@ -74,6 +78,19 @@ def run_gateway(settings: Settings, *, announce: Announce, listen_fd: int | None
         listener = socket.socket(fileno=listen_fd)
         end_with_supervisor()
     return uvloop.run(_serve(settings, listener, announce))
+
+
+def run_receiver(settings: Settings, *, announce: Announce, listen_fd: int | None = None, supervised: bool = False) -> int:
+    """The telemetry receiver alone; returns the exit code."""
+    start_logging(settings.log_level)
+    if listen_fd is None:
+        app.prepare_data_dir(settings)
+        listener = listen(settings.telemetry_receiver.host, settings.telemetry_receiver.port or 0)
+    else:
+        listener = socket.socket(fileno=listen_fd)
+    if supervised:
+        end_with_supervisor()
+    return uvloop.run(_receive(settings, listener, announce))
 
 
 def run_worker(settings: Settings, *, announce: Announce, supervised: bool) -> int:
@@ -147,17 +164,74 @@ async def _serve(settings: Settings, listener: socket.socket, announce: Announce
     return 0
 
 
-def _make_server(settings: Settings, gateway: Gateway, passages: Passages, mint_request_id: Callable[[], str]) -> GatewayServer:
-    Connection.bounds = settings.gateway
-    Connection.mint_request_id = staticmethod(mint_request_id)
+async def _receive(settings: Settings, listener: socket.socket, announce: Announce) -> int:
+    clock, mint = app.SystemClock(), app.IdMint()
+    card = app.open_rate_card(settings)
+    ledger = app.open_ledger(settings, create=True, upgrade=True)
+    sums = app.open_telemetry_sums(settings)
+    directory = app.open_directory(settings)
+    app.open_pepper(settings, directory)
+    authenticator = Authenticator(directory, app.open_secrets(settings), clock)
 
+    def mint_request_id() -> str:
+        return f"req_tw_{mint(clock.now_us())}"
+
+    receiver = Receiver(
+        authenticator=authenticator,
+        books=TelemetryBooks(ledger, sums, card, clock),
+        body_bytes_max=settings.telemetry_receiver.body_bytes_max,
+        mint_request_id=mint_request_id,
+        trusted_proxies=tuple(map(parse_network, settings.gateway.trusted_proxies)),
+    )
+
+    def stopping() -> None:
+        receiver.stopping = True
+        log(logging.INFO, "shutting_down", role="receiver")
+
+    server = _http_server(settings, receiver, mint_request_id, on_stopping=stopping, end_streams=lambda: None)
+    try:
+        await authenticator.load()
+        async with asyncio.TaskGroup() as tasks:
+            following = tasks.create_task(authenticator.follow())
+            announcing = tasks.create_task(_announce_when_listening(server, listener, announce, role="receiver"))
+            try:
+                await server.serve(sockets=[listener])
+            finally:
+                following.cancel()
+                announcing.cancel()
+    finally:
+        receiver.close()
+        authenticator.close()
+        for store in (directory, sums, ledger):
+            store.close()
+        log(logging.INFO, "stopped", role="receiver")
+    return 0
+
+
+def _make_server(settings: Settings, gateway: Gateway, passages: Passages, mint_request_id: Callable[[], str]) -> GatewayServer:
     def stopping() -> None:
         gateway.stopping = True
         log(logging.INFO, "shutting_down", role="gateway", open_requests=len(passages))
 
-    server = GatewayServer(
+    server = _http_server(settings, gateway, mint_request_id, on_stopping=stopping, end_streams=passages.end_all)
+    gateway.connections = lambda: len(server.server_state.connections)
+    return server
+
+
+def _http_server(
+    settings: Settings,
+    application: Gateway | Receiver,
+    mint_request_id: Callable[[], str],
+    *,
+    on_stopping: Callable[[], None],
+    end_streams: Callable[[], None],
+) -> GatewayServer:
+    """A server with the bounds of the gateway on what clients may hold open."""
+    Connection.bounds = settings.gateway
+    Connection.mint_request_id = staticmethod(mint_request_id)
+    return GatewayServer(
         Config(
-            gateway,
+            application,
             http=Connection,
             loop="none",
             ws="none",
@@ -169,18 +243,15 @@ def _make_server(settings: Settings, gateway: Gateway, passages: Passages, mint_
             timeout_keep_alive=max(1, settings.gateway.keep_alive_timeout_ms // 1000),
             backlog=2048,
         ),
-        on_stopping=stopping,
-        end_streams=passages.end_all,
+        on_stopping=on_stopping,
+        end_streams=end_streams,
         grace_ms=settings.gateway.shutdown_timeout_ms,
     )
-    gateway.connections = lambda: len(server.server_state.connections)
-    return server
 
 
-async def _announce_when_listening(server: GatewayServer, listener: socket.socket, announce: Announce) -> None:
+async def _announce_when_listening(server: GatewayServer, listener: socket.socket, announce: Announce, *, role: str = "gateway") -> None:
     await server.listening.wait()
-    host, port = listener.getsockname()[:2]
-    announce({"ready": True, "role": "gateway", "gateway": f"http://{f'[{host}]' if ':' in host else host}:{port}", "pid": os.getpid()})
+    announce({"ready": True, "role": role, role: url_of(listener), "pid": os.getpid()})
 
 
 def _fence(detail: str) -> None:

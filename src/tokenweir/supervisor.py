@@ -116,8 +116,9 @@ async def supervise(
     config_arguments: Sequence[str],
     gateway_stop_timeout_s: float,
     announce: Callable[[dict[str, Any]], None],
+    receiver_listener: socket.socket | None = None,
 ) -> int:
-    """Run gateway and worker until SIGTERM or SIGINT; returns the exit code (0 when all ended in order)."""
+    """Run gateway, worker and (with a socket for it) receiver until SIGTERM or SIGINT; returns the exit code (0 when all ended in order)."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     worker = Role("worker", ["serve", "--role", "worker", "--supervised", *config_arguments])
@@ -129,6 +130,8 @@ async def supervise(
         stop_timeout_s=gateway_stop_timeout_s,
     )
 
+    receivers = [] if receiver_listener is None else [_receiver(receiver_listener, config_arguments)]
+
     def on_signal() -> None:
         if stop.is_set():
             gateway.hurry()
@@ -137,26 +140,34 @@ async def supervise(
     for sig in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(sig, on_signal)
     async with asyncio.TaskGroup() as tasks:
-        for role in (worker, gateway):
+        for role in (worker, gateway, *receivers):
             tasks.create_task(role.keep_running())
         code = 1
         try:
-            if await _all_ready([worker, gateway], stop):
-                host, port = listener.getsockname()[:2]
+            if await _all_ready([worker, gateway, *receivers], stop):
                 announce(
                     {
                         "ready": True,
                         "role": "serve",
-                        "gateway": f"http://{f'[{host}]' if ':' in host else host}:{port}",
-                        "pids": {"supervisor": os.getpid(), "gateway": gateway.pid, "worker": worker.pid},
+                        "gateway": url_of(listener),
+                        **({} if receiver_listener is None else {"receiver": url_of(receiver_listener)}),
+                        "pids": {"supervisor": os.getpid(), **{role.name: role.pid for role in (gateway, worker, *receivers)}},
                     }
                 )
                 await stop.wait()
                 log(logging.INFO, "shutting_down", role="supervisor")
         finally:
             listener.close()
-            code = max(await gateway.stop(), await worker.stop())
+            if receiver_listener is not None:
+                receiver_listener.close()
+            codes = await asyncio.gather(*(role.stop() for role in (gateway, *receivers)))
+            code = max(*codes, await worker.stop())
     return code if stop.is_set() else 1
+
+
+def _receiver(listener: socket.socket, config_arguments: Sequence[str]) -> Role:
+    descriptor = listener.fileno()
+    return Role("receiver", ["receive", "--supervised", "--listen-fd", str(descriptor), *config_arguments], pass_fds=[descriptor])
 
 
 async def _all_ready(roles: Sequence[Role], stop: asyncio.Event) -> bool:
@@ -190,6 +201,12 @@ def listen(host: str, port: int) -> socket.socket:
     listener.setblocking(False)
     listener.set_inheritable(True)
     return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """The address of a listening socket, as a client writes it."""
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def end_with_supervisor() -> None:

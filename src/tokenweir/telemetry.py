@@ -89,6 +89,15 @@ JOURNAL_BACKLOG_BYTES = Gauge("tokenweir_journal_backlog_bytes", "Journal not ye
 REFUSED_KEYS = Counter("tokenweir_refused_keys", "Keys that were not accepted, by reason.", ["reason"], registry=REGISTRY)
 DIRECTORY_FAILURES = Counter("tokenweir_directory_failures", "Reads of the key directory that failed.", registry=REGISTRY)
 DIRECTORY_STALE_SECONDS = Gauge("tokenweir_directory_stale_seconds", "Age of the key snapshot.", registry=REGISTRY)
+TELEMETRY_REQUESTS = Counter(
+    "tokenweir_telemetry_requests", "Exports that the receiver answered, by signal and status class.", ["signal", "status"], registry=REGISTRY
+)
+TELEMETRY_RECORDS = Counter(
+    "tokenweir_telemetry_records", "Log records received from Claude Code, by what became of them.", ["outcome"], registry=REGISTRY
+)
+TELEMETRY_METRIC_POINTS = Counter(
+    "tokenweir_telemetry_metric_points", "Metric points received from Claude Code, by what became of them.", ["outcome"], registry=REGISTRY
+)
 
 Event: TypeAlias = Literal[
     "ready",  # a role is serving; fields: role, url
@@ -106,6 +115,9 @@ Event: TypeAlias = Literal[
     "store_unavailable",  # the worker cannot reach the database; fields: error
     "store_back",  # and now it can
     "attempts_recovered",  # attempts of a dead gateway booked at their ceiling; fields: count, writer
+    "telemetry_refused",  # records of an export could not be believed; fields: count, problem, key_id
+    "models_changed",  # the provider's list of models is another one; fields: new, deprecated, retired, gone
+    "models_unavailable",  # the provider's list of models could not be read; fields: error
     "usage_flag",  # a usage object needs a look; fields: flag, attempt_id
 ]
 """Every log event, with its meaning."""

@@ -37,7 +37,7 @@ class SqlTelemetrySums:
         added = 0
         with writing(self._engine) as connection:
             for point in sorted(points, key=lambda point: (_series_id(point, principal), point.at_us)):
-                added += connection.execute(self._statement(point, principal)).rowcount
+                added += len(connection.execute(self._statement(point, principal).returning(TELEMETRY_SUMS.c.series_id)).all())
         return added
 
     def telemetry_sums(self, since_us: Micros, until_us: Micros) -> list[TelemetrySum]:
