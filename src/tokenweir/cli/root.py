@@ -38,6 +38,7 @@ from tokenweir.cli import imports as _imports  # noqa: E402, F401
 from tokenweir.cli import keys as _keys  # noqa: E402, F401
 from tokenweir.cli import ledger as _ledger  # noqa: E402, F401
 from tokenweir.cli import price as _price  # noqa: E402, F401
+from tokenweir.cli import receive as _receive  # noqa: E402, F401
 from tokenweir.cli import report as _report  # noqa: E402, F401
 from tokenweir.cli import serve as _serve  # noqa: E402, F401
 from tokenweir.cli import simulate as _simulate  # noqa: E402, F401
