@@ -11,13 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from misleading_trees import PRICES, trees
 from tokenweir.importing import gathering, scanning
 from tokenweir.importing.gathering import gather
 from tokenweir.importing.places import find_transcripts
 from tokenweir.pricing.rate_card import parse_rate_card
 from tokenweir.reports.grouping import fill_cells, group
 from transcript_oracle import CLASSES, totals
-from transcript_trees import PRICES, trees
 
 CARD = parse_rate_card((Path(gathering.__file__).parents[1] / "pricing" / "rates.json").read_text("utf-8"))
 
