@@ -131,6 +131,7 @@ def _name_doubts(store: LedgerStore, query: Query) -> None:
     """Say which part of the totals is not the provider's own count at a known price."""
     from msgspec.structs import replace
 
+    from tokenweir.ledger.sources import GATEWAY
     from tokenweir.metering.spend import spend
     from tokenweir.money import format_usd
 
@@ -138,9 +139,11 @@ def _name_doubts(store: LedgerStore, query: Query) -> None:
         "partial": "cut answers, counted as far as they were seen",
         "ceiling": "attempts of unknown outcome, booked at the most they can have cost",
     }
-    for row in spend(store, replace(query, grain=None, by=("certainty",))).rows:
-        if row.group[0] in doubts:
-            note(f"Estimated: {format_usd(row.sums.cost_nanos)} for {row.sums.requests:,} {doubts[row.group[0]]}.")
+    for row in spend(store, replace(query, grain=None, by=("certainty", "source"))).rows:
+        certainty, source = row.group
+        if certainty in doubts:
+            what = doubts[certainty] if source == GATEWAY else f"calls told by {source}"
+            note(f"Estimated: {format_usd(row.sums.cost_nanos)} for {row.sums.requests:,} {what}.")
     unpriced = spend(store, replace(query, grain=None, by=("model",), only={"unpriced": ("1",)}))
     for row in unpriced.rows:
         note(
