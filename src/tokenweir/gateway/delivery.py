@@ -151,7 +151,7 @@ class Courier:
     ) -> Answer | Refusal:
         """Look at the answer as far as it takes to know whether it is one."""
         self._note_headroom(head)
-        upstream_id = _header(head, UPSTREAM_REQUEST_ID)
+        upstream_id, content_type = _identity(head)
         outcome = Outcome(status=head.status, upstream_request_id=upstream_id, first_byte_us=head.first_byte_us)
         if not 200 <= head.status < 300:
             body = await _read_refusal(connection)
@@ -159,7 +159,7 @@ class Courier:
             await self._settle(attempt, replace(outcome, refused=True, error_type=kind or f"http_{head.status}"))
             # A status that HTTP does not have is a provider that makes no sense; the client gets one that it can read.
             return Refusal(head.status if head.status < 600 else 500, head.headers, body, upstream_id)
-        if ticket is None or not _header(head, b"content-type").startswith("text/event-stream"):
+        if ticket is None or not content_type.startswith(b"text/event-stream"):
             return Answer(head, connection, attempt, upstream_id, None, b"")
         stream = StreamMeter(ticket.envelope.model)
         try:
@@ -205,11 +205,15 @@ async def _read_opening(connection: UpstreamConnection, stream: StreamMeter) -> 
     return opening
 
 
-def _header(head: ResponseHead, wanted: bytes) -> str:
+def _identity(head: ResponseHead) -> tuple[str, bytes]:
+    """The provider's id of the request, and the type of its answer."""
+    upstream_id = content_type = b""
     for name, value in head.headers:
-        if name == wanted:
-            return value[:200].decode("latin-1")
-    return ""
+        if name == UPSTREAM_REQUEST_ID:
+            upstream_id = value
+        elif name == b"content-type":
+            content_type = value
+    return upstream_id[:200].decode("latin-1"), content_type
 
 
 async def _read_refusal(connection: UpstreamConnection) -> bytes:

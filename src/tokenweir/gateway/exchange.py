@@ -80,11 +80,11 @@ class Exchange:
 
     async def body(self, bytes_max: int) -> bytes:
         """The whole request body, counted as it arrives. Raises BodyTooLarge, BodyTooSlow, InvalidRequest, ClientGone."""
-        stated = self.header(b"content-length")
-        if stated is not None and int(stated) > bytes_max:
-            raise BodyTooLarge(f"the request body has {int(stated)} bytes; {bytes_max} is the most")
-        if any(name == b"content-encoding" and value.lower() != b"identity" for name, value in self.headers):
-            raise InvalidRequest("the request body is compressed; send it as it is, without content-encoding")
+        for name, value in self.headers:
+            if name == b"content-length" and int(value) > bytes_max:
+                raise BodyTooLarge(f"the request body has {int(value)} bytes; {bytes_max} is the most")
+            if name == b"content-encoding" and value.lower() != b"identity":
+                raise InvalidRequest("the request body is compressed; send it as it is, without content-encoding")
         message = await self._next_body()
         if not message["more_body"]:
             return bytes(self._bounded(message["body"], bytes_max))

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from types import FrameType
 from typing import Any
 
@@ -61,6 +61,7 @@ class Connection(HttpToolsProtocol):
         self._heads = 0
         self._head_since: float | None = self.loop.time()
         self._body_deadline: float | None = None
+        self._idle_since: float | None = None
         self._blocked_since: float | None = None
         self._unsent_bytes = 0
         self._parted_until: float | None = None
@@ -86,6 +87,7 @@ class Connection(HttpToolsProtocol):
         """Feed the parser; a head that grows past its bound without completing is refused."""
         if self.gone or self._refusal is not None or self._parted_until is not None:
             return
+        self._idle_since = None
         if self._in_head:
             if self._head_since is None:
                 self._head_since = self.loop.time()
@@ -114,7 +116,7 @@ class Connection(HttpToolsProtocol):
         """One header line, or a trailer: those are dropped, for they come when the head has been acted upon."""
         self._head_bytes += len(name) + len(value) + 4
         if self._in_head:
-            super().on_header(name, value)
+            self.headers.append((name.lower(), value))
         elif self._head_bytes > self.bounds.header_bytes_max:
             self._refusal = (431, "invalid_request_error", f"head and trailers are larger than {self.bounds.header_bytes_max} bytes")
             raise Refused
@@ -130,7 +132,7 @@ class Connection(HttpToolsProtocol):
         if not self.url.startswith(b"/") and self.url != b"*":
             self._refusal = (400, "invalid_request_error", "the request target must be a path")
             raise Refused
-        problem = _framing_problem(self.headers)
+        problem = self._framing_problem()
         if self.parser.get_http_version() not in ("1.1", "1.0"):
             problem = "only HTTP/1.1 and HTTP/1.0 are spoken here"
         if problem is None and len(self.pipeline) >= PIPELINE_MAX:
@@ -151,6 +153,17 @@ class Connection(HttpToolsProtocol):
         self._in_head = True
         self._head_bytes = 0
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """The answer has been written: go on with a request that waits behind it, or be idle. The sweep ends what is idle for long, without a timer."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._idle_since = self.loop.time()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what could not be parsed, in the provider's error shape, and close."""
@@ -201,6 +214,8 @@ class Connection(HttpToolsProtocol):
             self._body_deadline = None
             self.body_late = True
             self.cycle.message_event.set()
+        elif self._idle_since is not None and now - self._idle_since > self.bounds.keep_alive_timeout_ms / 1000:
+            self.transport.close()
         elif self._head_since is not None and self._answering():
             self._head_since = now  # what follows a request that is being answered has all the time until it is
         elif self._head_since is not None and now - self._head_since > self.bounds.header_timeout_ms / 1000:
@@ -209,6 +224,22 @@ class Connection(HttpToolsProtocol):
                 self._refuse_head(408, "the request head did not arrive in time")
             else:
                 self.transport.close()
+
+    def _framing_problem(self) -> str | None:
+        """Why the length of the body could be read in two ways; None if it cannot. The parser refuses most of these itself."""
+        lengths = encodings = 0
+        for name, value in self.headers:
+            if name == b"content-length":
+                lengths += 1
+            elif name == b"transfer-encoding":
+                encodings += 1
+                if value.strip().lower() != b"chunked":
+                    return "transfer-encoding may only be chunked"
+            elif name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+        if lengths > 1 or encodings > 1 or (lengths and encodings):
+            return "the request states the length of its body twice"
+        return None
 
     def _head_unfinished(self) -> bool:
         return self._in_head and self._refusal is None
@@ -252,22 +283,6 @@ class Parting:
     def close(self) -> None:
         """Part."""
         self._connection.part()
-
-
-def _framing_problem(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """Why the length of the body could be read in two ways; None if it cannot. The parser refuses most of these itself."""
-    lengths = 0
-    encodings = 0
-    for name, value in headers:
-        if name == b"content-length":
-            lengths += 1
-        elif name == b"transfer-encoding":
-            encodings += 1
-            if value.strip().lower() != b"chunked":
-                return "transfer-encoding may only be chunked"
-    if lengths > 1 or encodings > 1 or (lengths and encodings):
-        return "the request states the length of its body twice"
-    return None
 
 
 class GatewayServer(Server):
