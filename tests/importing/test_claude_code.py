@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 import random
+import tempfile
 from contextlib import closing, suppress
+from datetime import UTC
+from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
 
+import misleading_trees
+import transcript_oracle
 from bookings import StoppedClock, cells_of
 from databases import DATABASES, settings_for
 from tellings import all_entries, metered, net, stored_cells
@@ -19,6 +25,7 @@ from tokenweir.importing.gathering import gather
 from tokenweir.importing.places import find_transcripts
 from tokenweir.ledger.imported import Account
 from tokenweir.ledger.sources import Booked
+from tokenweir.metering.spend import Query, label, spend
 from tokenweir.reports.answers import Answers
 from tokenweir.settings import Settings
 from transcript_trees import line, write_tree
@@ -71,6 +78,25 @@ def test_the_ledger_comes_to_the_same_tokens_and_nanos_as_the_report_on_the_same
     entries = all_entries(store)
     assert sums(entries) == reported(card, tree)
     assert stored_cells(store) == cells_of(entries)
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
+)
+@given(misleading_trees.trees())
+def test_every_day_of_the_ledger_is_that_of_a_slow_reader_written_from_the_rules_alone(card, misleading):
+    with tempfile.TemporaryDirectory() as folder, closing(app.open_ledger(Settings(data_dir=Path(folder) / "home"), create=True)) as store:
+        root = Path(folder) / "projects"
+        for name, content in misleading.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(content)
+        read(store, card, root)
+        expected = transcript_oracle.totals(sorted(root.glob("**/*.jsonl")), misleading_trees.PRICES)
+        names = (*transcript_oracle.CLASSES, "cost_nanos")
+        booked = {
+            label(row.start_us or 0, "day", UTC): {name: getattr(row.sums, name) for name in names} for row in spend(store, Query(grain="day")).rows
+        }
+        assert booked == expected
 
 
 @pytest.mark.parametrize("seed", range(4))
