@@ -13,10 +13,10 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-_WORDS = (
+_WORDS = (  # noqa: SIM905 - words read better as prose
     "river weir gauge level flow season spring flood bank stone gate sluice mill reach pool bend ford bridge depth current "
     "meter sample record total average limit budget ledger entry"
-).split()  # noqa: SIM905 - words read better as prose
+).split()
 
 
 class Call(msgspec.Struct, frozen=True):
