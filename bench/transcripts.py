@@ -155,25 +155,21 @@ def generate(root: Path, *, megabytes: int, files: int, seed: int = 7) -> int:
     return written
 
 
-def run(command: list[str], home: Path) -> tuple[float, float, str]:
-    """Wall seconds, megabytes of memory of the process and its children at their largest moment, and what it printed."""
+def run(command: list[str], home: Path) -> tuple[float, float, float]:
+    """Wall seconds, seconds of CPU, and megabytes of memory of the process and its children at their largest moment."""
     environ = {"PATH": os.environ["PATH"], "HOME": str(home), "CLAUDE_CONFIG_DIR": str(home), "TZ": "UTC", "NO_COLOR": "1"}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environ)
-    peak = [0.0]
-    output = []
-    import threading
-
-    reader = threading.Thread(target=lambda: output.append(process.stdout.read()))
-    reader.start()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environ)
+    peak = 0.0
     while process.poll() is None:
-        peak[0] = max(peak[0], memory_mb(process.pid))
+        peak = max(peak, memory_mb(process.pid))
         time.sleep(0.02)
     wall = time.perf_counter() - start
-    reader.join()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.returncode:
         raise SystemExit(f"{command} failed: {process.returncode}")
-    return wall, peak[0], output[0].decode()
+    return wall, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime, peak
 
 
 def memory_mb(pid: int) -> float:
@@ -210,22 +206,26 @@ def main() -> None:
         if options.ccusage:
             programs["ccusage"] = [options.ccusage, "daily", "--json", "--offline"]
         times: dict[str, list[float]] = {name: [] for name in programs}
+        cpu: dict[str, list[float]] = {name: [] for name in programs}
         peaks = dict.fromkeys(programs, 0.0)
         for command in programs.values():
             run(command, tree)  # the first run of each fills the file cache and the programs' own
         for _ in range(options.runs):
             for name, command in programs.items():
-                wall, peak, _ = run(command, tree)
+                wall, used, peak = run(command, tree)
                 times[name].append(wall)
+                cpu[name].append(used)
                 peaks[name] = max(peaks[name], peak)
         load = os.getloadavg()[0]
         for name, walls in times.items():
-            print(f"{name:10} best {min(walls):6.2f} s  median {statistics.median(walls):6.2f} s  memory {peaks[name]:5.0f} MB")
-        if options.ccusage:
-            ratio = statistics.median(a / b for a, b in zip(times["tokenweir"], times["ccusage"], strict=True))
             print(
-                f"ratio of wall times, median of pairs: {ratio:.2f}; load {load:.1f}; own peak {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024} MB"
+                f"{name:10} best {min(walls):6.2f} s  median {statistics.median(walls):6.2f} s  CPU {statistics.median(cpu[name]):6.2f} s  memory {peaks[name]:5.0f} MB"
             )
+        if options.ccusage:
+            for what, taken in (("wall times", times), ("CPU times", cpu)):
+                ratio = statistics.median(a / b for a, b in zip(taken["tokenweir"], taken["ccusage"], strict=True))
+                print(f"ratio of {what}, median of pairs: {ratio:.2f}")
+        print(f"load of the machine at the end: {load:.1f}")
     finally:
         if not options.tree:
             shutil.rmtree(tree)

@@ -78,7 +78,7 @@ def _head(sums: Sums, page: Page, periods: Sequence[Row]) -> str:
     mean = sums.cost_nanos // len(periods) if periods else 0
     cards = [
         ("Cost", _usd(sums.cost_nanos), "an estimate in part, see below" if sums.doubts else "exact to the nano-dollar"),
-        (f"Per active {page.period}", _usd(mean), f"{len(periods)} of them"),
+        (f"Per active {page.period}", _usd(mean), f"{len(periods):,} active {page.period}{'' if len(periods) == 1 else 's'}"),
         ("Tokens", _short_count(sums.total), f"{sums.total:,} of all classes"),
         ("Answers", f"{sums.answers:,}", f"{_short_count(sums.output)} tokens of output"),
         ("Read from cache", share(sums.cache_permille), "of all prompt tokens"),
@@ -101,7 +101,7 @@ def _costs(cells: Cells, page: Page, periods: Sequence[Row], models: Sequence[Ro
         for one in series
     )
     chart = stacked_columns(labels, series, height=300, text=_usd, title=f"Cost by {page.period} and model")
-    return f"<section><h2>Cost by {page.period} and model</h2>{chart}<ul class='legend'>{legend}</ul></section>"
+    return f"<section><h2>Cost by {page.period} and model</h2><div class='scroll'>{chart}</div><ul class='legend'>{legend}</ul></section>"
 
 
 def _cache(periods: Sequence[Row], page: Page) -> str:
@@ -113,7 +113,7 @@ def _cache(periods: Sequence[Row], page: Page) -> str:
     )
     return (
         f"<section><h2>Read from the cache, by {page.period}</h2><p>The share of prompt tokens that were read from the prompt cache, "
-        f"at about a tenth of the price.</p>{chart}</section>"
+        f"at about a tenth of the price.</p><div class='scroll'>{chart}</div></section>"
     )
 
 

@@ -22,7 +22,7 @@ section{background:var(--panel);border:1px solid var(--rule);border-radius:10px;
 .card{background:var(--panel);border:1px solid var(--rule);border-radius:10px;padding:14px 16px}
 .card dt{font-size:13px;color:var(--soft)}.card dd{margin:2px 0;font-size:21px;font-weight:650;white-space:nowrap;font-variant-numeric:tabular-nums}
 .card p{margin:0;font-size:12.5px}
-.chart{width:100%;height:auto;display:block}.tick{fill:var(--soft);font-size:12px}.grid{stroke:var(--rule)}
+.chart{width:100%;min-width:640px;height:auto;display:block}.tick{fill:var(--soft);font-size:12px}.grid{stroke:var(--rule)}
 .line{fill:none;stroke:var(--c0);stroke-width:2}.dot{fill:var(--c0)}
 .c0{fill:var(--c0)}.c1{fill:var(--c1)}.c2{fill:var(--c2)}.c3{fill:var(--c3)}.c4{fill:var(--c4)}.c5{fill:var(--c5)}
 g:hover rect{opacity:.8}
