@@ -60,12 +60,18 @@ def gather(
     if processes is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         processes = cores if sum(file.size for file in files) >= PARALLEL_BYTES_MIN else 1
-    if processes < 2 or not hasattr(os, "fork"):
-        for parts in _tasks(files):
-            _note(outcome, _read_parts(parts, answers, card))
-            on_progress(_bytes(parts))
-    else:
-        _gather_in_processes(list(_tasks(files)), card, processes, answers, outcome, on_progress)
+    collecting = gc.isenabled()
+    gc.disable()  # nothing that is made here is cyclic, and looking for it costs a tenth
+    try:
+        if processes < 2 or not hasattr(os, "fork"):
+            for parts in _tasks(files):
+                _note(outcome, _read_parts(parts, answers, card))
+                on_progress(_bytes(parts))
+        else:
+            _gather_in_processes(list(_tasks(files)), card, processes, answers, outcome, on_progress)
+    finally:
+        if collecting:
+            gc.enable()
     answers.settle()
     return answers, outcome
 
@@ -215,7 +221,6 @@ def _start(queue: int, tasks: list[list[Part]], card: RateCard) -> tuple[int, in
         return child, results
     status = 1
     try:
-        gc.disable()  # nothing that is made here is cyclic, and looking for it costs a tenth
         os.close(results)
         while number := os.read(queue, _NUMBER.size):
             (task,) = _NUMBER.unpack(number)
