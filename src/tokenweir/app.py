@@ -24,6 +24,11 @@ from tokenweir.storage.provider_models import SqlProviderModels
 from tokenweir.storage.secrets import PEPPER_FILE, SEAL_FILE, FileVault, configured_key, header_safe, open_vault, read_private, secrets_dir
 from tokenweir.storage.telemetry_sums import SqlTelemetrySums
 
+RATES_FILE = "rates.json"
+"""The rate card: the built-in one in its package, and the one in the data directory that `prices update` stored."""
+PREVIOUS_RATES_FILE = "rates.previous.json"
+CARD_BYTES_MAX = 4 * 1024 * 1024
+
 
 class SystemClock:
     """The machine's clock, with a floor so that a step backwards never yields an earlier instant than one already given."""
@@ -62,20 +67,78 @@ class IdMint:
 
 
 def open_rate_card(settings: Settings) -> RateCard:
-    """The rate card of the settings, or the built-in one; read once per process. Raises RateCardInvalid."""
-    return _read_rate_card(settings.pricing.card_file)
+    """The rate card in force: that of the settings, else the one that was put in with `prices update`, else the built-in one. Raises RateCardInvalid."""
+    file = rate_card_file(settings)
+    return _read_rate_card(file, 0 if file is None or not file.exists() else file.stat().st_mtime_ns)
 
 
-@lru_cache(maxsize=4)
-def _read_rate_card(card_file: Path | None) -> RateCard:
-    if card_file is None:
-        return parse_rate_card((resources.files("tokenweir.pricing") / "rates.json").read_text("utf-8"))
+def open_names_card(settings: Settings) -> RateCard:
+    """The card by whose names keys are permitted models: never one that came in as prices, so that new prices cannot change who may use what."""
+    return _read_rate_card(settings.pricing.card_file, 0)
+
+
+def rate_card_file(settings: Settings) -> Path | None:
+    """The file of the rate card in force; None for the built-in one."""
+    if settings.pricing.card_file is not None:
+        return settings.pricing.card_file
+    stored = settings.data_dir / RATES_FILE
+    return stored if stored.exists() else None
+
+
+def rate_card_text(file: Path | None) -> str:
+    """The text of a rate card; None is the built-in one. Raises RateCardInvalid."""
+    if file is None:
+        return (resources.files("tokenweir.pricing") / RATES_FILE).read_text("utf-8")
     try:
-        text = card_file.read_text("utf-8")
+        with file.open("rb") as source:
+            content = source.read(CARD_BYTES_MAX + 1)
     except OSError as error:
-        raise RateCardInvalid(f"The rate card {card_file} cannot be read: {error.strerror}.") from error
+        raise RateCardInvalid(f"The rate card {file} cannot be read: {error.strerror}.") from error
+    if len(content) > CARD_BYTES_MAX:
+        raise RateCardInvalid(f"The rate card {file} is larger than {CARD_BYTES_MAX} bytes.")
+    try:
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise RateCardInvalid(f"The rate card {card_file} is not UTF-8 text.") from error
+        raise RateCardInvalid(f"The rate card {file} is not UTF-8 text.") from error
+
+
+def store_rate_card(settings: Settings, text: str) -> Path:
+    """Put a checked card in the place of the one that `prices update` stored before, which is kept beside it; returns the file."""
+    parse_rate_card(text)
+    file = prepare_data_dir(settings) / RATES_FILE
+    try:
+        if file.exists():
+            _write_whole(file.with_name(PREVIOUS_RATES_FILE), file.read_bytes())
+        _write_whole(file, text.encode())
+    except OSError as error:
+        raise SettingsInvalid(f"the rate card cannot be stored as {file}: {error.strerror}") from error
+    return file
+
+
+def _write_whole(file: Path, content: bytes) -> None:
+    """Write a file so that whoever reads it finds the old content or the new, also after a power cut."""
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)
+    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@lru_cache(maxsize=8)
+def _read_rate_card(card_file: Path | None, modified_ns: int) -> RateCard:
+    """A card, read once for each state of its file."""
+    if card_file is None:
+        return parse_rate_card(rate_card_text(None))
+    text = rate_card_text(card_file)
     try:
         return parse_rate_card(text)
     except RateCardInvalid as error:
@@ -126,6 +189,21 @@ def upstream_key(settings: Settings, credential: SealedCredential | None) -> str
     return open_vault(settings).upstream_key(credential)
 
 
+def any_upstream_key(settings: Settings) -> str:
+    """An upstream key for what costs nothing: that of the settings, else the first usable one of the directory. Raises CredentialUnusable."""
+    stored: tuple[SealedCredential, ...] = ()
+    if settings.upstream.api_key is None and settings.upstream.api_key_file is None and has_secrets(settings):
+        directory = open_directory(settings)
+        try:
+            stored = directory.changes_since(0).credentials
+        finally:
+            directory.close()
+    for credential in stored:
+        if credential.base_url == settings.upstream.base_url:
+            return upstream_key(settings, credential)
+    return upstream_key(settings, None)
+
+
 def check_secret_file(path: Path) -> None:
     """Raise SecretExposed or CredentialUnusable unless the file holds a key that could be sent, and others cannot read it."""
     header_safe(read_private(path))
@@ -141,7 +219,7 @@ def prepare_data_dir(settings: Settings) -> Path:
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         names = {path.name for path in data_dir.iterdir()}
-        ours = names <= {"journal", "secrets"} or database.DATABASE_FILE in names
+        ours = names <= {"journal", "secrets", RATES_FILE, PREVIOUS_RATES_FILE} or database.DATABASE_FILE in names
         if ours and data_dir.stat().st_mode & 0o077:
             data_dir.chmod(0o700)
         journal_dir(settings).mkdir(exist_ok=True, mode=0o700)

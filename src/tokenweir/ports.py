@@ -331,7 +331,10 @@ class LedgerSnapshot(Protocol):
     """The ledger as it was at one moment, for as long as the block lasts."""
 
     def entries(self, *, after: str = "", since_us: Micros | None = None, until_us: Micros | None = None, flag: str = "") -> Iterator[Entry]:
-        """Entries in order of `entry_id`, after the given one; those that began in [since, until), that carry the flag."""
+        """Entries in order of `entry_id`, after the given one; those that began in [since, until), that carry the flag.
+
+        A flag that ends in a colon stands for all that begin with it.
+        """
         ...
 
     def cells(self, grain: Grain) -> Iterator[tuple[Micros, int, Dims | None, tuple[int, ...]]]:

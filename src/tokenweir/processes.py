@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
@@ -36,6 +37,7 @@ from tokenweir.receiver.booking import TelemetryBooks
 from tokenweir.settings import Settings
 from tokenweir.supervisor import RoleFailed, end_with_supervisor, listen, supervise, url_of
 from tokenweir.telemetry import log, start_logging
+from tokenweir.workers.model_watch import watch_models
 from tokenweir.workers.runner import keep_books, stop_on_signal
 
 Announce = Callable[[dict[str, Any]], None]
@@ -105,6 +107,19 @@ def run_worker(settings: Settings, *, announce: Announce, supervised: bool) -> i
         announce({"ready": True, "role": "worker", "pid": os.getpid()})
         log(logging.INFO, "ready", role="worker")
 
+    watching = threading.Thread(
+        target=watch_models,
+        args=(settings,),
+        kwargs={
+            "open_models": lambda: app.open_provider_models(settings),
+            "upstream_key": lambda: app.any_upstream_key(settings),
+            "clock": app.SystemClock(),
+            "stop": stop,
+        },
+        name="models",
+        daemon=True,  # a provider that does not answer must not hold up the end
+    )
+    watching.start()
     done = keep_books(app.journal_dir(settings), store, settings.worker, clock=app.SystemClock(), stop=stop, ready=ready)
     store.close()
     log(logging.INFO, "stopped", role="worker")
@@ -130,7 +145,7 @@ async def _serve(settings: Settings, listener: socket.socket, announce: Announce
         messages=Messages(
             authenticator=authenticator,
             meter=Meter(journal=journal, card=card, clock=clock, mint=mint),
-            card=card,
+            card=app.open_names_card(settings),
             courier=Courier(upstream=upstream, journal=journal, settings=settings.upstream, clock=clock, strict=strict),
             relay=Relay(journal=journal, strict=strict),
             passages=passages,

@@ -98,6 +98,7 @@ TELEMETRY_RECORDS = Counter(
 TELEMETRY_METRIC_POINTS = Counter(
     "tokenweir_telemetry_metric_points", "Metric points received from Claude Code, by what became of them.", ["outcome"], registry=REGISTRY
 )
+PROVIDER_MODELS = Gauge("tokenweir_provider_models", "Models that the provider listed last, by lifecycle.", ["lifecycle"], registry=REGISTRY)
 
 Event: TypeAlias = Literal[
     "ready",  # a role is serving; fields: role, url

@@ -84,6 +84,8 @@ def test_before_the_first_start_it_warns_makes_nothing_and_sends_no_key(examine,
         "journal": "ok",
         "credentials": "ok",
         "rate card": "ok",
+        "prices": "ok",
+        "models": "ok",
         "upstream": "ok",
         "clock": "ok",
     }

@@ -86,6 +86,8 @@ def examine(config: Path | None, data_dir: Path | None, *, with_key: bool) -> It
         ("journal", _journal),
         ("credentials", _credentials),
         ("rate card", _rate_card),
+        ("prices", _prices),
+        ("models", _models),
         ("upstream", lambda settings: _upstream(settings, with_key=with_key)),
     ):
         yield from _guarded(check, look, settings)
@@ -198,6 +200,40 @@ def _rate_card(settings: Settings) -> Iterator[Finding]:
         yield Finding("rate card", "warn", f"{detail}: {age_days} days ago", "upgrade tokenweir, or set pricing.card_file to a card with newer rates")
     else:
         yield Finding("rate card", "ok", detail)
+
+
+def _prices(settings: Settings) -> Iterator[Finding]:
+    """What is booked and the rate card or the reader of usage does not know."""
+    from tokenweir.cli.prices import FLAGS_DAYS, price_status
+
+    found = price_status(settings)
+    if found["newer_built_in"]:
+        detail = f"the stored rate card is older than {found['built_in_version']}, which this version brings"
+        yield Finding("prices", "warn", detail, "tokenweir prices diff --from built-in")
+    for model in found["unpriced_models"]:
+        remedy = "tokenweir ledger rerate" if model["priced_now"] else "put in a rate card that knows it: tokenweir prices update"
+        yield Finding("prices", "warn", f"{model['requests']:,} requests to {model['model']} are booked at a conservative rate", remedy)
+    for field in found["unknown_usage_fields"]:
+        detail = f"usage field {field['field']} is not known; it was in {field['entries']:,} answers of the last {FLAGS_DAYS} days"
+        yield Finding("prices", "warn", detail, "upgrade tokenweir: the field may be billed and is not counted")
+    if not any((found["newer_built_in"], found["unpriced_models"], found["unknown_usage_fields"])):
+        yield Finding("prices", "ok", "every booked model has a rate, and every usage field is known")
+
+
+def _models(settings: Settings) -> Iterator[Finding]:
+    """Models that end while somebody still uses them."""
+    from tokenweir.cli.models import ending, model_status, when
+
+    found = model_status(settings)
+    used = ending(found)
+    for model in used:
+        teams = ", ".join(sorted({user["team"] for user in model["used_by"]}))
+        yield Finding(
+            "models", "warn", f"{model['model']} {when(model)} and is still used by {teams}", "move to another model: tokenweir models status"
+        )
+    if not used:
+        listed = "the provider's list has not been read yet" if found["listed_at"] is None else f"listed by the provider at {found['listed_at']}"
+        yield Finding("models", "ok", f"no model that is used is about to end; {listed}")
 
 
 def _upstream(settings: Settings, *, with_key: bool) -> Iterator[Finding]:

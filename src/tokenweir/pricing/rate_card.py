@@ -123,6 +123,10 @@ class RateCard:
         """Every model of the card, in its order."""
         return tuple(self._facts.values())
 
+    def borders(self, model_id: str) -> tuple[Micros, ...]:
+        """The instants from which on other rates apply to a model, without modifiers."""
+        return tuple(rates.from_us for rates in self._rates[self.resolve(model_id) or "", 0])
+
     def rates(self, model_id: str, modifiers: int, at_us: Micros) -> Rates:
         """What applies to a model, however spelled, at an instant; the fallback if the card does not know it."""
         pieces = self._spelled.get((model_id, modifiers))

@@ -190,6 +190,9 @@ def _check_head(card: CardRows) -> None:
         raise _refusal(owner, "models", [], "a card needs at least one model")
     _check_multiplier(owner, "us_geo_multiplier", card.us_geo_multiplier, least=Fraction(1))
     _check_intervals("web search", "web_search", card.web_search, gaps=False)
+    if card.web_search[-1].effective_to is not None:
+        # Models end, and then their rates are flagged; searches go on, and nothing would say that their price is an old one.
+        raise _refusal("web search", "web_search.effective_to", card.web_search[-1].effective_to, "the last row must be open")
     for number, row in enumerate(card.web_search):
         _check_origin("web search", f"web_search[{number}]", row, card.sources)
         _check_amount("web search", f"web_search[{number}].usd_per_thousand", row.usd_per_thousand)

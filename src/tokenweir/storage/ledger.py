@@ -207,9 +207,7 @@ class _Snapshot:
         if until_us is not None:
             query = query.where(ENTRIES.c.started_at_us < until_us)
         if flag:
-            query = query.where(
-                ENTRIES.c.flags != literal("[]", literal_execute=True), ENTRIES.c.flags.contains(as_json([flag])[1:-1], autoescape=True)
-            )
+            query = query.where(ENTRIES.c.flags != literal("[]", literal_execute=True), ENTRIES.c.flags.contains(_as_held(flag), autoescape=True))
         while True:
             rows = self._connection.execute(query.where(ENTRIES.c.entry_id > after)).all()
             yield from map(entry_of, rows)
@@ -258,3 +256,9 @@ def _dim(name: str) -> str:
     if name not in DIM_NAMES:
         raise ValueError(f"{name!r} is not a dimension; there are {', '.join(DIM_NAMES)}")
     return name
+
+
+def _as_held(flag: str) -> str:
+    """A flag as the column holds it; one that ends in a colon stands for all that begin with it."""
+    text = as_json([flag])[1:-1]
+    return text.removesuffix('"') if flag.endswith(":") else text
