@@ -1,7 +1,7 @@
 """A reader for Protocol Buffers: just enough to read the few OTLP messages we take, as plain values under the names of OTLP's JSON.
 
 The rule it protects: whatever the bytes are, the answer is a value or ValueError, in time and memory that the length of the input bounds: fields
-nobody asked for are stepped over, not decoded, and nesting goes no deeper than the table of messages. See docs/decisions/0011-otlp-reader.md for why this
+nobody asked for are stepped over, not decoded, and nesting goes no deeper than the table of messages. See docs/decisions/0007-otlp-reader.md for why this
 is ours. Change with it: `wire/telemetry.py`, which owns the tables.
 """
 
