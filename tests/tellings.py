@@ -20,7 +20,8 @@ NOW_US = START_US + 86_400_000_000
 def told(
     message: str = "", request: str = "", *, source: str = CLAUDE_CODE_LOG, own: str = "", output: int = 10, at_us: int = START_US, **fields
 ) -> Entry:
-    """A record of another source."""
+    """A record of another source; its request id is given the provider's form, unless it has a dash in it."""
+    request = as_request_id(request)
     key = dedup_key(message_id=message, request_id=request, own_id=own)
     attempt_id = attempt_id_of(source, key, at_us)
     values = {
@@ -48,8 +49,13 @@ def told(
 
 def metered(number: int, *, message: str = "", request: str = "", upstream: str = "") -> Entry:
     """An attempt of the gateway."""
-    begun = {"request_id": request or f"req_tw_{number}"}
-    return entry(number, begun=begun, message_id=message, upstream_request_id=upstream, cost_nanos=5_000 + number)
+    begun = {"request_id": as_request_id(request) or f"req_tw_{number}"}
+    return entry(number, begun=begun, message_id=message, upstream_request_id=as_request_id(upstream), cost_nanos=5_000 + number)
+
+
+def as_request_id(name: str) -> str:
+    """The name in the form of a request id, unless it has a dash in it."""
+    return name if not name or name.startswith("req_") or "-" in name else f"req_{name}"
 
 
 def net(entries: Iterable[Entry]) -> dict:

@@ -155,6 +155,14 @@ def test_what_the_gateway_metered_is_never_booked_again_by_whatever_name_it_is_t
     assert before.cost_nanos() == after.cost_nanos() == seen.cost_nanos
 
 
+def test_a_request_id_that_another_proxy_made_up_does_not_make_one_call_of_many():
+    ledger = Ledger()
+    assert ledger.hear(*[told(message=f"m{n}", request="always-the-same") for n in range(3)]) == ["new"] * 3
+    assert ledger.hear(told(request="always-the-same")) == ["new"], "alone it is at least told apart within its source"
+    assert ledger.hear(told(request="always-the-same")) == ["matched"]
+    assert names_of(told(message="m", request="always-the-same")) == ("message:m",)
+
+
 def test_every_attempt_of_the_gateway_stands_even_if_they_share_a_request():
     ledger = Ledger()
     attempts = [metered(number, request="req_1", upstream=f"up_{number}", message="m" if number == 3 else "") for number in (1, 2, 3)]

@@ -32,6 +32,8 @@ SOURCES: Final = (GATEWAY, CLAUDE_CODE_OTEL, CLAUDE_CODE_LOG, LITELLM, HELICONE,
 RANK: Final[Mapping[str, int]] = {source: 2 * (len(SOURCES) - place) for place, source in enumerate(SOURCES)}
 _STATED_BY_OPERATOR: Final = RANK[GATEWAY] - 1
 
+REQUEST_ID: Final = "req_"
+"""How request ids of the provider and of our gateway begin."""
 FLAG_ESTIMATED: Final = "estimated"
 """The source does not claim to be what the provider bills."""
 FLAG_SIDECHAIN: Final = "sidechain"
@@ -48,9 +50,12 @@ Outcome: TypeAlias = Literal["new", "grown", "replaced", "matched"]
 
 
 def names_of(entry: Entry) -> tuple[str, ...]:
-    """What a call is known by in every source; the source's own id only where the provider's are missing."""
+    """What a call is known by in every source; the source's own id only where those are missing.
+
+    A request id counts if it has the provider's form, which ours has too: what another proxy puts in its place need not be different for each call.
+    """
     names = [f"message:{entry.message_id}"] if entry.message_id else []
-    names += [f"request:{name}" for name in dict.fromkeys((entry.request_id, entry.upstream_request_id)) if name]
+    names += [f"request:{name}" for name in dict.fromkeys((entry.request_id, entry.upstream_request_id)) if name.startswith(REQUEST_ID)]
     return tuple(names) or (f"row:{entry.source}:{entry.dedup_key}",)
 
 
