@@ -62,7 +62,20 @@ def test_people_see_the_secret_once_with_what_to_paste(run, monkeypatch):
 
 
 def test_everything_that_can_be_said_of_a_key_is_kept_and_shown(run):
-    options = ["--owner", "a@b.c", "--model", "claude-haiku-*", "--model", "claude-opus-5", "--network", "10.0.0.0/8", "--tag", "ci", "--expires", "90d"]
+    options = [
+        "--owner",
+        "a@b.c",
+        "--model",
+        "claude-haiku-*",
+        "--model",
+        "claude-opus-5",
+        "--network",
+        "10.0.0.0/8",
+        "--tag",
+        "ci",
+        "--expires",
+        "90d",
+    ]
     created = as_json(run("key", "create", "--team", "blue", "--name", "ci", *options, "--json"))
     shown = as_json(run("key", "show", created["id"], "--json"))
     assert {name: value for name, value in created.items() if name != "secret"} == shown

@@ -139,7 +139,8 @@ def test_rows_that_are_no_rows_are_refused_with_their_line(card, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("a.json", b"{"), ("a.jsonl", b'\xff\xfe"'), ("a.csv", b'a,b\n"x'), ("a.jsonl.gz", gzip.compress(b"{}" * 999)[:20])]
+    ("name", "content"),
+    [("a.json", b"{"), ("a.jsonl", b'\xff\xfe"'), ("a.csv", b'a,b\n"x'), ("a.jsonl.gz", gzip.compress(b"{}" * 999, mtime=0)[:20])],
 )
 def test_a_file_that_is_none_is_refused_with_a_sentence(card, tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
