@@ -80,6 +80,8 @@ def show(result: dict[str, Any], console: Console) -> None:
     _show_candidates(result, console)
     table = Table("figure", "measured", "target", "", title="Targets (a figure is recorded, never asserted)", title_justify="left")
     for name, value in result["summary"].items():
+        if name not in TARGETS:
+            continue
         title, target, unit, more = TARGETS[name]
         reached = value >= target if more else value <= target
         table.add_row(title, f"{_number(value)}{unit}", f"{'≥' if more else '≤'} {_number(target)}{unit}", "reached" if reached else "not yet")
