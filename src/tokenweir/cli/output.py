@@ -35,13 +35,35 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right:
     from rich.table import Table
     from rich.text import Text
 
+    lines = [list(row) for row in rows]
+    console = Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160")))
+    if lines and _width(columns, lines) > console.width:
+        # Folded or cut, a wide table says nothing: one line for each value is read easily.
+        _print_records(console, columns, lines, title)
+        return
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=column in right)
-    for row in rows:
+    for row in lines:
         table.add_row(*(Text(cell) for cell in row))
-    console = Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160")))
     console.print(table)
+
+
+def _width(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """How wide the table needs to be: long words may fold, but no column below 24 characters of what it holds."""
+    return sum(3 + max(len(column), *(min(len(row[index]), 24) for row in rows)) for index, column in enumerate(columns))
+
+
+def _print_records(console: Any, columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None) -> None:
+    from rich.text import Text
+
+    widest = max(map(len, columns))
+    if title:
+        console.print(Text(title))
+    for row in rows:
+        console.print()
+        for column, cell in zip(columns, row, strict=True):
+            console.print(Text(f"{column:<{widest}}  {cell}"))
 
 
 def note(text: str) -> None:
