@@ -170,3 +170,19 @@ def test_captured_requests_of_claude_code_are_accepted_and_hold_no_answer():
     """The captures are requests and telemetry, no transcripts: read as they are, they add nothing and break nothing."""
     answer = read(FIXTURES / "claude-code", *sorted((FIXTURES / "claude-code").glob("*.json")))
     assert answer["rows"] == []
+
+
+def test_a_rate_card_that_was_put_in_prices_the_report_as_well(home, tmp_path, monkeypatch):
+    """`prices update` stores it in the data directory; two commands must not price the same answer differently."""
+    from importlib import resources
+
+    before = read()["totals"]["cost_nanos"]
+    card = json.loads((resources.files("tokenweir.pricing") / "rates.json").read_text("utf-8"))
+    for model in card["models"]:
+        if model["id"] == "claude-haiku-4-5":
+            for row in model["rates"]:
+                row["usd_per_mtok"] = {name: str(2 * float(price)) for name, price in row["usd_per_mtok"].items()}
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "rates.json").write_text(json.dumps(card))
+    monkeypatch.setenv("TOKENWEIR_DATA_DIR", str(tmp_path / "books"))
+    assert read()["totals"]["cost_nanos"] > before

@@ -82,8 +82,9 @@ def report(
 
 
 def _card(config: Path | None) -> RateCard:
-    """The rate card of the settings, if any were made; otherwise the built-in one, without the time that reading settings takes."""
-    if config is not None or any(name.startswith("TOKENWEIR_PRICING") for name in os.environ):
+    """The rate card of the settings, or the one put in with `prices update`, if there is one; else the built-in one, which needs no settings read."""
+    data_dir = Path(os.environ.get("TOKENWEIR_DATA_DIR") or Path.home() / ".tokenweir")
+    if config is not None or any(name.startswith("TOKENWEIR_PRICING") for name in os.environ) or (data_dir / "rates.json").exists():
         from tokenweir.app import open_rate_card
         from tokenweir.settings import load_settings
 
