@@ -138,7 +138,7 @@ def generate(root: Path, *, megabytes: int, files: int, seed: int = 7) -> int:
     previous: list[str] = []
     for number, size in enumerate(sizes):
         writer = Writer(rand, filler)
-        cwd = f"/home/ada/work/project-{number % 23}"
+        cwd = f"/home/ada/src/project-{number % 23}"
         folder = root / "projects" / cwd.replace("/", "-")
         session = writer.uuid()
         agent = writer.hex(8) if number % 4 == 3 else ""

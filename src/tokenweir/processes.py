@@ -255,7 +255,6 @@ def _http_server(
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_keep_alive=max(1, settings.gateway.keep_alive_timeout_ms // 1000),
             backlog=2048,
         ),
         on_stopping=on_stopping,

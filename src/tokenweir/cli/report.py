@@ -162,8 +162,7 @@ def _zone(timezone: str | None) -> tuple[tzinfo, str]:
     try:
         return ZoneInfo(name), name
     except (ValueError, OSError, KeyError):
-        pass
-    return ZoneInfo("UTC"), "UTC"
+        return ZoneInfo("UTC"), "UTC"  # the computer does not say where it is, or in no name we know
 
 
 # What is printed.

@@ -1,8 +1,9 @@
 """Delivery: getting a request to the provider and the head of its answer back, in at most three attempts.
 
 The rule it protects: every attempt has its intent in the journal before its first byte leaves, and its own settlement. An attempt is made again
-only while the client has seen nothing, and only where the provider has surely not begun to work (no connection, a kept-alive connection that had
-ended, a refusal that asks to come back soon). Which refusals those are is decided by `wire.faults.decide_retry`.
+only while the client has seen nothing, and only where the provider has not begun to work, as far as anybody can tell (no connection, a kept-alive
+connection that had ended, a refusal that asks to come back soon). Where that cannot be told for sure, the attempt that went before keeps its ceiling.
+Which refusals those are is decided by `wire.faults.decide_retry`.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def ceiling_usage(envelope: Envelope, *, context_tokens: int, output_tokens_max:
     *Output*: `max_tokens` (the model's own limit if it says nothing) for each pass; an advisor adds one output limit, since `max_tokens` does not bind it.
 
     Exceptions, declared: server tools loop, and are bounded by `SERVER_LOOP_CONTEXTS` contexts and by `max_uses` (or `WEB_SEARCHES_ALLOWED`)
-    searches; the provider may grow its hidden texts beyond the allowances; a field this version does not know may add work.
+    searches; the provider may grow its hidden texts beyond the allowances; a field this version does not know may add work, and a key repeated inside a tool or a block is read once.
     """
     if envelope.server_tools:
         prompt = SERVER_LOOP_CONTEXTS * context_tokens * envelope.passes
