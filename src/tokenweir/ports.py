@@ -15,6 +15,7 @@ import msgspec
 from tokenweir.ledger.entries import Entry
 from tokenweir.ledger.rollups import Dims, Grain, Sums
 from tokenweir.ledger.sources import Booked
+from tokenweir.limit_ports import LimitRecord
 from tokenweir.periods import Micros
 from tokenweir.policies import Policy
 from tokenweir.principals import Principal
@@ -66,6 +67,8 @@ class DirectoryChanges(msgspec.Struct, frozen=True):
     gone: tuple[bytes, ...] = ()
     credentials: tuple[SealedCredential, ...] = ()
     """All there are, not only the changed ones, whenever the revision is another one: they are few."""
+    limits: tuple[LimitRecord, ...] = ()
+    """Those that were set, changed, given grants or removed."""
 
 
 class DirectoryFeed(Protocol):
