@@ -29,6 +29,7 @@ into the provider's error shape (`wire.faults`), the command line into one sente
         ├── SchemaTooNew
         ├── SchemaTooOld
         ├── RateCardInvalid
+        ├── PolicyInvalid
         ├── NotFound
         └── Conflict
 """
@@ -225,6 +226,12 @@ class RateCardInvalid(OperatorError):
     """The rate card cannot be used."""
 
     code = "rate_card_invalid"
+
+
+class PolicyInvalid(OperatorError):
+    """The policy file cannot be used."""
+
+    code = "policy_invalid"
 
 
 class NotFound(OperatorError):
