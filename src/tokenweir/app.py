@@ -20,6 +20,7 @@ from tokenweir.settings import Settings
 from tokenweir.storage import engine as database
 from tokenweir.storage.directory import SqlDirectory
 from tokenweir.storage.ledger import SqlLedger
+from tokenweir.storage.limit_directory import SqlLimitDirectory
 from tokenweir.storage.provider_models import SqlProviderModels
 from tokenweir.storage.secrets import PEPPER_FILE, SEAL_FILE, FileVault, configured_key, header_safe, open_vault, read_private, secrets_dir
 from tokenweir.storage.telemetry_sums import SqlTelemetrySums
@@ -148,6 +149,11 @@ def _read_rate_card(card_file: Path | None, modified_ns: int) -> RateCard:
 def open_directory(settings: Settings) -> SqlDirectory:
     """The directory of keys; an empty database is made where there is none. Raises StoreUnavailable, SchemaTooOld, SchemaTooNew."""
     return SqlDirectory(open_engine(settings, create=True), SystemClock().now_us)
+
+
+def open_limit_directory(settings: Settings) -> SqlLimitDirectory:
+    """The directory of limits, in the same database as the keys. Raises StoreUnavailable, SchemaTooOld, SchemaTooNew."""
+    return SqlLimitDirectory(open_engine(settings, create=True))
 
 
 def examine_database(settings: Settings) -> list[str] | None:

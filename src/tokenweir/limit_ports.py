@@ -61,12 +61,21 @@ class IncreaseRequest(msgspec.Struct, frozen=True):
 class LimitDirectory(Protocol):
     """Limits, grants and requests for more. Each change is one transaction with its audit records, and moves the directory's revision."""
 
-    def limits(self, *, removed: bool = False) -> list[LimitRecord]:
-        """All limits in order of creation; with `removed`, also those that were taken away."""
+    def limits(
+        self, *, removed: bool = False, named: str = "", organization_id: str = "", team_id: str | None = None, key_id: str | None = None
+    ) -> list[LimitRecord]:
+        """Limits in order of creation; with `removed`, also those that were taken away.
+
+        `named` is an id or a name. An empty team or key (not None) asks for limits that name none.
+        """
         ...
 
     def put_limits(self, limits: Sequence[Limit], *, removed: Sequence[str] = (), actor: str, now_us: Micros) -> None:
-        """Insert limits, or replace those of the same id, and take away others, all or nothing. Conflict for a name that another limit has."""
+        """Insert limits, or replace those of the same id, and take away others, all or nothing. Those that are the same already change nothing.
+
+        Conflict for a name that another limit has, and for a limit that would count something else than before under its id (`checks.counts_the_same`):
+        that one must be removed, and one with a new id put in its place. It takes over the name, the grants and the open requests of the removed one.
+        """
         ...
 
     def add_grant(self, grant: Grant, *, actor: str, now_us: Micros) -> None:
@@ -93,6 +102,10 @@ class LimitDirectory(Protocol):
         self, request_id: str, state: RequestState, *, grant: Grant | None, comment: Comment | None, actor: str, now_us: Micros
     ) -> IncreaseRequest:
         """Approve (with the grant it makes), deny or withdraw a pending request; Conflict if it is decided already."""
+        ...
+
+    def request(self, request_id: str) -> IncreaseRequest:
+        """One request; NotFound if there is none."""
         ...
 
     def requests(self, *, limit_id: str = "", state: str = "") -> list[IncreaseRequest]:

@@ -168,6 +168,10 @@ class Directory(DirectoryFeed, Protocol):
         """Keys in order of creation; `named` is an id or a name."""
         ...
 
+    def organizations(self) -> list[OrganizationRecord]:
+        """All organizations, by name."""
+        ...
+
     def teams(self) -> list[TeamRecord]:
         """All teams, by name."""
         ...

@@ -1,20 +1,17 @@
 """The directory in SQL: organizations, teams, keys, credentials, and the audit of every change.
 
-The rules it protects: every change is one transaction that first takes the next revision, so that changes are made one after the other and a reader
-who has seen revision n has seen all up to n; the same transaction writes the audit record, with before and after; only digests and sealed bytes go in.
+The rules it protects: every change is one transaction with its audit record (`storage/changes.py`); only digests and sealed bytes go in.
 Asking for changes when there are none is one read of one row. Change with it: `storage/schema.py`, `ports.Directory`.
 """
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable
+from typing import Any, Final
 
 import msgspec
 from sqlalchemy import ColumnElement, Connection, Engine, delete, func, insert, select, update
-from sqlalchemy.exc import IntegrityError
 
 from tokenweir.errors import Conflict, NotFound, SettingsInvalid
 from tokenweir.periods import Micros, format_instant
@@ -30,14 +27,13 @@ from tokenweir.ports import (
     TeamRecord,
 )
 from tokenweir.principals import Principal
+from tokenweir.storage.changes import LATEST, LOCK_OUT_CHANGES, Audited, changing, to_json
 from tokenweir.storage.engine import reading, writing
-from tokenweir.storage.schema import AUDIT, CREDENTIALS, DIRECTORY_REVISION, KEY_SECRETS, KEYS, META, ORGANIZATIONS, TEAMS
+from tokenweir.storage.limit_rows import changed_limits
+from tokenweir.storage.schema import AUDIT, CREDENTIALS, KEY_SECRETS, KEYS, META, ORGANIZATIONS, TEAMS
 
 PEPPER_CHECK: Final = "pepper_check"
 """Name of the row of `meta` that says which pepper the digests were made with; it tells nothing of the pepper itself."""
-
-Audited: TypeAlias = Callable[[str, str, object, object], None]
-"""Record an action on a subject, with before and after."""
 
 
 class SqlDirectory:
@@ -64,7 +60,7 @@ class SqlDirectory:
             if not remember:
                 return
             with writing(self._engine) as connection:
-                connection.execute(_REVISION_LOCK)
+                connection.execute(LOCK_OUT_CHANGES)
                 known = connection.execute(asked).scalar()
                 if known is None:
                     connection.execute(insert(META).values(name=PEPPER_CHECK, value=value))
@@ -79,7 +75,7 @@ class SqlDirectory:
     def changes_since(self, revision: int) -> DirectoryChanges:
         """Changes after `revision` (0 = everything). A revoked secret shows as `gone`; one in its overlap has the end of it as its expiry."""
         with reading(self._engine) as connection:
-            latest = connection.execute(_LATEST).scalar_one()
+            latest = connection.execute(LATEST).scalar_one()
             if latest == revision:
                 return DirectoryChanges(revision)
             now_us = self._now_us()
@@ -92,7 +88,9 @@ class SqlDirectory:
                         gone.append(bytes(row.digest))
                 else:
                     grants.append(_grant(row))
-            return DirectoryChanges(latest, tuple(grants), tuple(gone), tuple(map(_sealed, connection.execute(_SEALED))))
+            return DirectoryChanges(
+                latest, tuple(grants), tuple(gone), tuple(map(_sealed, connection.execute(_SEALED))), changed_limits(connection, revision)
+            )
 
     # Organizations and teams.
 
@@ -101,7 +99,7 @@ class SqlDirectory:
         with reading(self._engine) as connection:
             if found := _organization(connection, new.organization):
                 return found
-        with self._changing(actor, new.created_at_us) as (connection, _, audited):
+        with changing(self._engine, actor, new.created_at_us) as (connection, _, audited):
             return _ensure_organization(connection, new, audited)
 
     def ensure_team(self, new: TeamRecord, *, actor: str) -> TeamRecord:
@@ -109,7 +107,7 @@ class SqlDirectory:
         with reading(self._engine) as connection:
             if found := _team(connection, new.organization, new.team):
                 return found
-        with self._changing(actor, new.created_at_us) as (connection, _, audited):
+        with changing(self._engine, actor, new.created_at_us) as (connection, _, audited):
             if found := _team(connection, new.organization, new.team):
                 return found
             home = _ensure_organization(connection, OrganizationRecord(new.organization_id, new.organization, new.created_at_us), audited)
@@ -118,6 +116,11 @@ class SqlDirectory:
             )
             audited("team.created", new.team_id, None, {"name": new.team, "organization": home.organization_id})
             return msgspec.structs.replace(new, organization_id=home.organization_id)
+
+    def organizations(self) -> list[OrganizationRecord]:
+        """All organizations, by name."""
+        with reading(self._engine) as connection:
+            return [_organization_record(row) for row in connection.execute(select(ORGANIZATIONS).order_by(ORGANIZATIONS.c.name))]
 
     def teams(self) -> list[TeamRecord]:
         """All teams, by name."""
@@ -128,7 +131,7 @@ class SqlDirectory:
 
     def add_key(self, key: KeyRecord, digest: bytes, *, actor: str) -> None:
         """Store a new key with its first secret; Conflict if the team has a live key of that name."""
-        with self._changing(actor, key.created_at_us) as (connection, revision, audited):
+        with changing(self._engine, actor, key.created_at_us) as (connection, revision, audited):
             taken = select(KEYS.c.key_id).where(KEYS.c.team_id == key.team_id, KEYS.c.name == key.name, KEYS.c.revoked_at_us.is_(None))
             if other := connection.execute(taken).scalar():
                 raise Conflict(f"team {key.team} has a key named {key.name!r} already ({other}); rotate or revoke that one, or choose another name")
@@ -139,8 +142,8 @@ class SqlDirectory:
                     team_id=key.team_id,
                     name=key.name,
                     owner=key.owner,
-                    tags=_json(key.tags),
-                    policy=_json(key.policy),
+                    tags=to_json(key.tags),
+                    policy=to_json(key.policy),
                     created_at_us=key.created_at_us,
                     revision=revision,
                 )
@@ -150,7 +153,7 @@ class SqlDirectory:
 
     def replace_secret(self, key_id: str, digest: bytes, *, overlap_ends_at_us: Micros, now_us: Micros, actor: str) -> KeyRecord:
         """Store a new secret; the newest one before it is accepted until the overlap ends, older ones no longer. Conflict if revoked."""
-        with self._changing(actor, now_us) as (connection, revision, audited):
+        with changing(self._engine, actor, now_us) as (connection, revision, audited):
             before = _key(connection, key_id)
             if before.revoked_at_us is not None:
                 raise Conflict(f"{key_id} was revoked at {format_instant(before.revoked_at_us)} and stays so")
@@ -173,7 +176,7 @@ class SqlDirectory:
             before = _key(connection, key_id)
             if before.revoked_at_us is not None:
                 return before
-        with self._changing(actor, now_us) as (connection, revision, audited):
+        with changing(self._engine, actor, now_us) as (connection, revision, audited):
             before = _key(connection, key_id)
             if before.revoked_at_us is not None:
                 return before
@@ -199,7 +202,7 @@ class SqlDirectory:
 
     def set_credential(self, record: CredentialRecord, sealed: bytes, *, actor: str) -> None:
         """Store the credential of a team or organization in place of the one it has."""
-        with self._changing(actor, record.created_at_us) as (connection, revision, audited):
+        with changing(self._engine, actor, record.created_at_us) as (connection, revision, audited):
             whose = (CREDENTIALS.c.organization_id == record.organization_id) & (CREDENTIALS.c.team_id == record.team_id)
             before = connection.execute(_CREDENTIALS.where(whose)).one_or_none()
             if before is not None:
@@ -222,7 +225,7 @@ class SqlDirectory:
 
     def remove_credential(self, credential_id: str, *, now_us: Micros, actor: str) -> None:
         """Forget the credential; NotFound if there is none."""
-        with self._changing(actor, now_us) as (connection, revision, audited):
+        with changing(self._engine, actor, now_us) as (connection, revision, audited):
             row = connection.execute(_CREDENTIALS.where(CREDENTIALS.c.credential_id == credential_id)).one_or_none()
             if row is None:
                 raise NotFound(f"there is no credential {credential_id!r}; list them with: tokenweir credential list")
@@ -242,30 +245,8 @@ class SqlDirectory:
         with reading(self._engine) as connection:
             return [AuditRecord(row.at_us, row.actor, row.action, row.subject, row.before, row.after) for row in connection.execute(asked)]
 
-    # Transactions.
-
-    @contextmanager
-    def _changing(self, actor: str, now_us: Micros) -> Iterator[tuple[Connection, int, Audited]]:
-        """One transaction. Taking the next revision first locks out every other change until this one is committed, on both databases."""
-        try:
-            with writing(self._engine) as connection:
-                revision = connection.execute(_ADVANCE).scalar_one()
-
-                def audited(action: str, subject: str, before: object, after: object) -> None:
-                    values = {"before": _json(before), "after": _json(after)}
-                    connection.execute(insert(AUDIT).values(at_us=now_us, actor=actor, action=action, subject=subject, **values))
-
-                yield connection, revision, audited
-        except IntegrityError as error:
-            raise Conflict("the database has one of that id or name already") from error
-
 
 # Questions, built once: SQLAlchemy compiles each a single time.
-
-_LATEST: Final = select(DIRECTORY_REVISION.c.revision)
-_REVISION_LOCK: Final = update(DIRECTORY_REVISION).values(revision=DIRECTORY_REVISION.c.revision)
-"""Changes nothing, and makes every other writer wait."""
-_ADVANCE: Final = update(DIRECTORY_REVISION).values(revision=DIRECTORY_REVISION.c.revision + 1).returning(DIRECTORY_REVISION.c.revision)
 
 _KEYS: Final = (
     select(
@@ -325,7 +306,7 @@ _SEALED: Final = select(CREDENTIALS.c.credential_id, CREDENTIALS.c.source, CREDE
 
 def _organization(connection: Connection, name: str) -> OrganizationRecord | None:
     row = connection.execute(select(ORGANIZATIONS).where(ORGANIZATIONS.c.name == name)).one_or_none()
-    return None if row is None else OrganizationRecord(row.organization_id, row.name, row.created_at_us)
+    return None if row is None else _organization_record(row)
 
 
 def _ensure_organization(connection: Connection, new: OrganizationRecord, audited: Audited) -> OrganizationRecord:
@@ -393,6 +374,10 @@ def _sealed(row: Any) -> SealedCredential:
     return SealedCredential(row.credential_id, row.source, row.base_url, bytes(row.sealed or b""))
 
 
+def _organization_record(row: Any) -> OrganizationRecord:
+    return OrganizationRecord(row.organization_id, row.name, row.created_at_us)
+
+
 def _team_record(row: Any) -> TeamRecord:
     return TeamRecord(row.organization_id, row.organization, row.team_id, row.name, row.created_at_us)
 
@@ -447,7 +432,3 @@ def _audited_key(key: KeyRecord) -> dict[str, object]:
 def _audited_credential(record: CredentialRecord) -> dict[str, object]:
     """Never the content, sealed or not."""
     return {"organization": record.organization_id, "team": record.team_id, "source": record.source, "base_url": record.base_url}
-
-
-def _json(value: object) -> str:
-    return "" if value is None else msgspec.json.encode(value).decode()

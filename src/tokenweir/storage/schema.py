@@ -1,8 +1,8 @@
-"""The tables: directory, audit, entries, rollups, checkpoints, imports. One definition for SQLite and PostgreSQL.
+"""The tables: directory, limits, audit, entries, rollups, checkpoints, imports. One definition for SQLite and PostgreSQL.
 
 The rule it protects: what is written here is what the migrations build, and a test compares the two. Instants are microseconds, money is
 nano-USD, both in 64-bit columns. Entries have no foreign keys into the directory: a deleted key must not take its history along, and bookkeeping must never fail for want of a name.
-Change with it: a new file in `migrations/versions`, `ledger/entries.py`, `storage/ledger.py`, `storage/directory.py`.
+Change with it: a new file in `migrations/versions`, `ledger/entries.py`, `storage/ledger.py`, `storage/directory.py`, `storage/limit_directory.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData
 
 METADATA = MetaData()
 
-SCHEMA_REVISION = "0002"
+SCHEMA_REVISION = "0003"
 """The newest step in `migrations/versions`; a test compares the two. Raise it with every new step."""
 
 
@@ -93,6 +93,79 @@ CREDENTIALS = Table(
     _big("created_at_us"),
     _big("revision"),
     Index("credentials_scope", "organization_id", "team_id", unique=True),
+)
+
+# Limits: part of the directory. `revision` of a limit moves with its grants too.
+
+LIMITS = Table(
+    "limits",
+    METADATA,
+    Column("limit_id", Text, primary_key=True),
+    _text("organization_id"),
+    _text("team_id", default=True),
+    _text("key_id", default=True),
+    _text("name"),
+    Column("content", Text, nullable=False, comment="JSON of limits.limit.Limit; the other columns are for finding it"),
+    _big("created_at_us"),
+    _big("removed_at_us", nullable=True),
+    _big("revision"),
+    Index("limits_revision", "revision"),
+    Index("limits_scope", "organization_id", "team_id", "key_id"),
+    Index(
+        "limits_live_name",
+        "organization_id",
+        "name",
+        unique=True,
+        sqlite_where=text("removed_at_us IS NULL"),
+        postgresql_where=text("removed_at_us IS NULL"),
+    ),
+)
+
+GRANTS = Table(
+    "grants",
+    METADATA,
+    Column("grant_id", Text, primary_key=True),
+    _text("limit_id"),
+    Column("kind", Text, nullable=False, comment="credit or increase"),
+    Column("amount", BigInteger, nullable=False, comment="units of the limit's resource"),
+    _big("effective_at_us"),
+    _big("expires_at_us", nullable=True),
+    _big("priority"),
+    _big("rollover_min"),
+    _big("rollover_max", nullable=True),
+    _text("reason", default=True),
+    _big("created_at_us"),
+    _big("voided_at_us", nullable=True),
+    Index("grants_limit", "limit_id"),
+)
+
+LIMIT_REQUESTS = Table(
+    "limit_requests",
+    METADATA,
+    Column("request_id", Text, primary_key=True),
+    _text("limit_id"),
+    Column("amount", BigInteger, nullable=False, comment="units of the limit's resource"),
+    Column("until_us", BigInteger, nullable=True, comment="NULL: to the end of the cycle in which it is approved"),
+    _text("reason", default=True),
+    _text("requested_by"),
+    _big("created_at_us"),
+    Column("state", Text, nullable=False, comment="pending, approved, denied or withdrawn"),
+    _text("decided_by", default=True),
+    _big("decided_at_us", nullable=True),
+    _text("grant_id", default=True),
+    Index("limit_requests_limit", "limit_id"),
+    Index("limit_requests_state", "state", "created_at_us"),
+)
+
+LIMIT_REQUEST_COMMENTS = Table(
+    "limit_request_comments",
+    METADATA,
+    _text("request_id"),
+    Column("number", Integer, nullable=False, comment="1, 2, 3 within the request"),
+    _big("at_us"),
+    _text("said_by"),
+    _text("content"),
+    PrimaryKeyConstraint("request_id", "number", name="limit_request_comments_pkey"),
 )
 
 DIRECTORY_REVISION = Table(
