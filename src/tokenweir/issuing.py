@@ -18,7 +18,6 @@ import msgspec
 from tokenweir import key_tokens
 from tokenweir.errors import Conflict, NotFound
 from tokenweir.key_tokens import Secret
-from tokenweir.limits.checks import checked_model
 from tokenweir.periods import Micros, format_instant
 from tokenweir.policies import Policy, parse_network
 from tokenweir.ports import CredentialRecord, Directory, KeyRecord, OrganizationRecord, TeamRecord, Vault
@@ -32,6 +31,7 @@ PARTS_MAX: Final = 100
 """Most models, networks or tags that one key may list."""
 OVERLAP_MS_MAX: Final = 30 * 86_400_000
 
+_MODEL_PATTERN: Final = re.compile(r"[A-Za-z0-9._:@/\-*?\[\]!]{1,200}\Z").match
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}\Z").match
 
 
@@ -186,7 +186,7 @@ def checked_policy(*, models: Sequence[str], networks: Sequence[str], expires_at
     """The rights of a new key; raises ValueError with a sentence for the first that cannot be meant."""
     if expires_at_us is not None and expires_at_us <= now_us:
         raise ValueError(f"a key that expires at {format_instant(expires_at_us)} would be expired already; give a time to come")
-    return Policy(expires_at_us=expires_at_us, models=_each("model", models, checked_model), networks=_each("network", networks, _network))
+    return Policy(expires_at_us=expires_at_us, models=_each("model", models, _model), networks=_each("network", networks, _network))
 
 
 def checked_name(what: str, text: str) -> str:
@@ -231,6 +231,13 @@ def _each(what: str, texts: Sequence[str], checked: Callable[[str], str]) -> tup
     if len(texts) > PARTS_MAX:
         raise ValueError(f"a key takes at most {PARTS_MAX} of each {what}, not {len(texts)}")
     return tuple(dict.fromkeys(map(checked, texts)))
+
+
+def _model(pattern: str) -> str:
+    pattern = pattern.strip()
+    if not _MODEL_PATTERN(pattern):
+        raise ValueError(f"{pattern!r} is not a model; write an id such as claude-haiku-4-5 or a pattern such as claude-haiku-*")
+    return pattern
 
 
 def _network(block: str) -> str:

@@ -73,7 +73,7 @@ class LimitDirectory(Protocol):
     def put_limits(self, limits: Sequence[Limit], *, removed: Sequence[str] = (), actor: str, now_us: Micros) -> None:
         """Insert limits, or replace those of the same id, and take away others, all or nothing. Those that are the same already change nothing.
 
-        Conflict for a name that another limit has, and for a limit that would count something else than before under its id (`checks.counts_the_same`):
+        Conflict for a name that another limit has, and for a limit that would count something else than before under its id (`identity.counts_the_same`):
         that one must be removed, and one with a new id put in its place. It takes over the name, the grants and the open requests of the removed one.
         """
         ...

@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, bindparam, func, inser
 
 from tokenweir.errors import Conflict, NotFound
 from tokenweir.limit_ports import Comment, IncreaseRequest, LimitRecord, RequestState
-from tokenweir.limits.checks import counts_the_same
+from tokenweir.limits.identity import counts_the_same
 from tokenweir.limits.limit import Grant, Limit
 from tokenweir.periods import Micros, format_instant
 from tokenweir.storage.changes import Audited, changing
