@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from tokenweir.limits.queue import Priority
 from tokenweir.periods import Micros, format_instant
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -26,6 +27,8 @@ class Policy(msgspec.Struct, frozen=True):
     """Model ids or shell patterns such as `claude-haiku-*`; none means every model."""
     networks: tuple[str, ...] = ()
     """CIDR blocks that the key may be used from; none means anywhere."""
+    priority: Priority = "normal"
+    """Its class where requests wait for a limit. Set by the operator; nothing a client sends changes it."""
 
 
 class Denied(msgspec.Struct, frozen=True):
