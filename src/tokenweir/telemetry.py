@@ -79,6 +79,9 @@ TOKENS = Totals("tokenweir_tokens", "Tokens settled, by class.", ["token_class"]
 COST_NANOS = Totals("tokenweir_cost_nanos", "Cost settled, in nano-USD.")
 UNPRICED = Counter("tokenweir_unpriced_attempts", "Attempts booked at the conservative rate because the model has no price.", registry=REGISTRY)
 USAGE_FLAGS = Counter("tokenweir_usage_flags", "Readings of usage that need a look, by kind of flag.", ["flag"], registry=REGISTRY)
+LIMIT_DECISIONS = Totals(
+    "tokenweir_limit_decisions", "What limits decided, by outcome, and by the resource of the limit that decided it (all: admitted).", ["outcome", "resource"]
+)
 RETRIES = Counter("tokenweir_upstream_retries", "Attempts sent again before the first byte, by reason.", ["reason"], registry=REGISTRY)
 CLIENTS_LEFT = Counter("tokenweir_clients_left", "Clients that left before their answer was complete, by policy.", ["policy"], registry=REGISTRY)
 OPEN_REQUESTS = Gauge("tokenweir_open_requests", "Requests being served now.", registry=REGISTRY)
@@ -98,6 +101,9 @@ TELEMETRY_RECORDS = Counter(
 TELEMETRY_METRIC_POINTS = Counter(
     "tokenweir_telemetry_metric_points", "Metric points received from Claude Code, by what became of them.", ["outcome"], registry=REGISTRY
 )
+QUEUE_WAITING = Gauge("tokenweir_queue_waiting", "Requests that wait for room in a limit now.", registry=REGISTRY)
+QUEUE_WAIT_SECONDS = Times("tokenweir_queue_wait_seconds", "Time that requests waited for room in limits, admitted at last or not.", _SECONDS)
+QUEUE_OUTCOMES = Totals("tokenweir_queue_outcomes", "Requests that went into a queue, by how their waiting ended.", ["outcome"])
 PROVIDER_MODELS = Gauge("tokenweir_provider_models", "Models that the provider listed last, by lifecycle.", ["lifecycle"], registry=REGISTRY)
 
 Event: TypeAlias = Literal[
