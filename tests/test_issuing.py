@@ -43,11 +43,12 @@ def test_the_issued_secret_is_a_token_that_names_its_key_and_is_not_printed(dire
 
 
 def test_a_rotated_key_keeps_its_id_and_gets_another_secret(directory):
-    first = issue(directory, models=["claude-*"])
+    first = issue(directory, models=["claude-*"], priority="high")
     second = issuing.rotate_key(directory, PEPPER, "laptop", overlap_ms=0, actor="test", now_us=NOW, entropy=RNG.randbytes)
     assert second.id == first.id
     assert second.secret != first.secret
     assert second.key.policy == first.key.policy
+    assert second.key.policy.priority == "high"
 
 
 @pytest.mark.parametrize("overlap_ms", [-1, 31 * 86_400_000])
@@ -78,6 +79,8 @@ def test_an_overlap_has_bounds(directory, overlap_ms):
         {"networks": ["10.0.0.0/33"]},
         {"networks": ["example.com"]},
         {"expires_at_us": NOW},
+        {"priority": "urgent"},
+        {"priority": ""},
         {"expires_at_us": 0},
     ],
 )

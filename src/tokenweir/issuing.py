@@ -18,6 +18,7 @@ import msgspec
 from tokenweir import key_tokens
 from tokenweir.errors import Conflict, NotFound
 from tokenweir.key_tokens import Secret
+from tokenweir.limits.queue import PRIORITIES
 from tokenweir.periods import Micros, format_instant
 from tokenweir.policies import Policy, parse_network
 from tokenweir.ports import CredentialRecord, Directory, KeyRecord, OrganizationRecord, TeamRecord, Vault
@@ -59,6 +60,7 @@ def issue_key(
     models: Sequence[str] = (),
     networks: Sequence[str] = (),
     expires_at_us: Micros | None = None,
+    priority: str = "normal",
     actor: str,
     now_us: Micros,
     entropy: Entropy,
@@ -67,7 +69,7 @@ def issue_key(
     name = checked_name("key", name)
     owner = checked_name("owner", owner) if owner else ""
     tags = _each("tag", tags, lambda tag: checked_name("tag", tag))
-    policy = checked_policy(models=models, networks=networks, expires_at_us=expires_at_us, now_us=now_us)
+    policy = checked_policy(models=models, networks=networks, expires_at_us=expires_at_us, priority=priority, now_us=now_us)
     home = ensure_team(directory, organization, team, actor=actor, now_us=now_us, entropy=entropy)
     part = key_tokens.key_part(entropy(key_tokens.ENTROPY_BYTES))
     token = key_tokens.mint(part, entropy(key_tokens.ENTROPY_BYTES))
@@ -182,11 +184,16 @@ def new_id(kind: str, entropy: Entropy) -> str:
     return f"{kind}_{key_tokens.key_part(entropy(key_tokens.ENTROPY_BYTES))}"
 
 
-def checked_policy(*, models: Sequence[str], networks: Sequence[str], expires_at_us: Micros | None, now_us: Micros) -> Policy:
+def checked_policy(
+    *, models: Sequence[str], networks: Sequence[str], expires_at_us: Micros | None, priority: str = "normal", now_us: Micros
+) -> Policy:
     """The rights of a new key; raises ValueError with a sentence for the first that cannot be meant."""
     if expires_at_us is not None and expires_at_us <= now_us:
         raise ValueError(f"a key that expires at {format_instant(expires_at_us)} would be expired already; give a time to come")
-    return Policy(expires_at_us=expires_at_us, models=_each("model", models, _model), networks=_each("network", networks, _network))
+    known = next((one for one in PRIORITIES if one == priority), None)
+    if known is None:
+        raise ValueError(f"{priority!r} is not a priority; write {', '.join(PRIORITIES[:-1])} or {PRIORITIES[-1]}")
+    return Policy(expires_at_us=expires_at_us, models=_each("model", models, _model), networks=_each("network", networks, _network), priority=known)
 
 
 def checked_name(what: str, text: str) -> str:

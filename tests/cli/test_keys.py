@@ -42,6 +42,7 @@ def test_a_key_is_created_in_an_empty_directory_with_its_secret_as_one_json_obje
     assert list(created)[:2] == ["id", "secret"]
     assert key_tokens.check(created["secret"])
     assert created["team"] == "blue"
+    assert created["priority"] == "normal"
     (grant,) = grants(tmp_path)
     assert grant.digest == key_tokens.digest(created["secret"], app.open_secrets(Settings(data_dir=tmp_path / "tw")).pepper)
     for path in [tmp_path / "tw", *(tmp_path / "tw").rglob("*")]:
@@ -75,6 +76,8 @@ def test_everything_that_can_be_said_of_a_key_is_kept_and_shown(run):
         "ci",
         "--expires",
         "90d",
+        "--priority",
+        "high",
     ]
     created = as_json(run("key", "create", "--team", "blue", "--name", "ci", *options, "--json"))
     shown = as_json(run("key", "show", created["id"], "--json"))
@@ -87,6 +90,8 @@ def test_everything_that_can_be_said_of_a_key_is_kept_and_shown(run):
     )
     assert shown["expires"] > shown["created"]
     assert shown["state"] == "live"
+    assert shown["priority"] == as_json(run("key", "list", "--json"))[0]["priority"] == "high"
+    assert re.search(r"^\s*priority\s+high\s*$", run("key", "show", created["id"]).stdout, re.MULTILINE)
 
 
 def test_rotate_and_revoke_by_name(run, tmp_path):
@@ -127,6 +132,7 @@ def test_an_empty_list_says_how_to_begin(run):
         ["key", "create", "--team", "a", "--name", "x", "--expires", "2020-01-01"],
         ["key", "create", "--team", "a", "--name", "x", "--network", "home"],
         ["key", "create", "--team", "a", "--name", "x", "--model", "a b"],
+        ["key", "create", "--team", "a", "--name", "x", "--priority", "urgent"],
         ["key", "rotate", "x", "--overlap", "soon"],
         ["key", "rotate", "nobody"],
         ["key", "revoke", "nobody"],

@@ -289,6 +289,7 @@ def test_every_change_is_audited_with_before_and_after(office):
     ]
     assert {one.subject for one in records[2:5]} == {issued.id}
     assert json.loads(records[2].after)["models"] == ["claude-haiku-4-5"]
+    assert json.loads(records[2].after)["priority"] == "normal"
     assert json.loads(records[3].before)["overlap_ends_at_us"] is None
     assert json.loads(records[3].after)["overlap_ends_at_us"] == NOW + DAY_MS * 1000
     assert json.loads(records[4].after)["revoked_at_us"] == NOW

@@ -424,6 +424,7 @@ def _audited_key(key: KeyRecord) -> dict[str, object]:
         "models": key.policy.models,
         "networks": key.policy.networks,
         "expires_at_us": key.policy.expires_at_us,
+        "priority": key.policy.priority,
         "revoked_at_us": key.revoked_at_us,
         "overlap_ends_at_us": key.overlap_ends_at_us,
     }
