@@ -2,51 +2,37 @@
 
 The rule it protects: a limit that contradicts itself is refused in one sentence that says what to write instead, by the same words wherever it was
 written (command line, policy file, console), and before anything is changed. Amounts are exact: no float is ever read. Change with it: `limit.py`,
-`policy_file.py`, `limiting.py`, docs/LIMITS.md.
+`cycle.py` (which reads windows), `policy_file.py`, `limiting.py`, docs/LIMITS.md.
 """
 
 from __future__ import annotations
 
 import re
-from datetime import date
-from decimal import Decimal, InvalidOperation
-from typing import Final, Literal, TypeAlias
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from fractions import Fraction
+from typing import Final
 
-from tokenweir.limits.limit import AMOUNT_MAX, Action, Cycle, Limit, Resource, Rolling, Scope, Window, covers
-from tokenweir.money import NANOS_PER_USD, parse_usd
+from tokenweir.limits.cycle import PERIOD_US_MAX, bounds
+from tokenweir.limits.limit import AMOUNT_MAX, Action, Cycle, Limit, Resource, Rolling, Scope, covers
+from tokenweir.money import NANOS_PER_USD
 from tokenweir.periods import DAY_US, SECOND_US, Micros
 
 NAME_LENGTH_MAX: Final = 100
 CONTACT_LENGTH_MAX: Final = 200
 MODELS_MAX: Final = 100
-PERIOD_US_MIN: Final[Micros] = SECOND_US
-PERIOD_US_MAX: Final[Micros] = 366 * DAY_US
 QUEUE_MS_MAX: Final = 600_000
 """Longest wait: clients and proxies give up a silent connection soon after ten minutes."""
-LENGTH_DAYS_MAX: Final = 366
-
-_Unit: TypeAlias = Literal["day", "week", "month", "quarter", "year", "days"]
-UNITS: Final[tuple[_Unit, ...]] = ("day", "week", "month", "quarter", "year", "days")
-WINDOWS: Final = "rolling:60s, day, week, month, quarter, year or days:14"
 SEATS: Final = ("team", "key", "user", "session")
 _METERED: Final = (Resource.INPUT_TOKENS, Resource.OUTPUT_TOKENS, Resource.TOKENS, Resource.SPEND)
 _OUTGROWN: Final = (Resource.OUTPUT_TOKENS, Resource.TOKENS, Resource.SPEND)
 
-_MULTIPLES: Final = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
-_COUNT: Final = re.compile(r"(\d[\d,_]*(?:\.\d+)?)\s*([kmb]?)\Z", re.IGNORECASE | re.ASCII).match
-_USD: Final = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?\Z", re.ASCII).match
+_MULTIPLES: Final = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
+# What can be read in two ways, such as `1,5` or `5m`, is not read at all; the digits are spelled out because `\\d` matches far more than ASCII.
+_AMOUNT: Final = re.compile(r"(-?)(\$?)([0-9]{1,3}(?:,[0-9]{3})+|[0-9]+(?:_[0-9]+)*)(?:\.([0-9]{1,18}))?([kKMB]?)\Z").match
+_AMOUNT_LENGTH_MAX: Final = 40
 _DURATION: Final = re.compile(r"(\d{1,9})\s*(ms|s|m|h|d|w)\Z", re.ASCII).match
 _DURATION_US: Final = {"ms": 1_000, "s": SECOND_US, "m": 60 * SECOND_US, "h": 3_600 * SECOND_US, "d": DAY_US, "w": 7 * DAY_US}
 _MODEL: Final = re.compile(r"[A-Za-z0-9._:@/\-*?\[\]!]{1,200}\Z").match
 _MODEL_ID: Final = re.compile(r"[A-Za-z0-9._:@/\-]{1,200}\Z").match
-_ANCHORS: Final = {
-    "week": "a weekday from 1 (Monday) to 7",
-    "month": "a day of the month from 1 to 31",
-    "quarter": "the fiscal start as MM-DD, such as 02-01",
-    "year": "the fiscal start as MM-DD, such as 02-01",
-    "days": "a date on which a cycle begins, such as 2026-01-05",
-}
 
 
 # Reading.
@@ -69,25 +55,29 @@ def parse_action(text: str) -> Action:
 
 
 def parse_amount(resource: Resource, written: str | int) -> int:
-    """The amount in units of the resource: spend is written in USD, all else as a count such as `250000` or `250k`. Raises ValueError.
+    """The amount in units of the resource: spend is written in USD, all else as a count; both may end in k, M or B. Raises ValueError.
 
     A float is refused whatever it holds: `0.1` is not a tenth in it.
     """
     if isinstance(written, bool) or not isinstance(written, str | int):
         example = '"12.50"' if resource is Resource.SPEND else '"250k"'
         raise ValueError(f"{written!r} is not an exact amount; write it in quotes, such as {example}")  # noqa: TRY004 - it is what a person wrote
-    text = str(written).strip()
-    if resource is Resource.SPEND:
-        if not _USD(text):
-            raise ValueError(f"{text!r} is not an amount of US dollars; write it like 12.50")
-        amount = parse_usd(text)
-    else:
-        amount = _count(text)
-    if amount < 0:
-        raise ValueError(f"{text} is less than nothing; write an amount that is not negative")
-    if amount > AMOUNT_MAX:
-        raise ValueError(f"{text} is more than can be counted exactly; the most is {amount_text(resource, AMOUNT_MAX)}")
-    return amount
+    text, is_spend = str(written).strip(), resource is Resource.SPEND
+    found = _AMOUNT(text) if len(text) <= _AMOUNT_LENGTH_MAX else None
+    if found is None or (found[2] and not is_spend):
+        raise ValueError(
+            f"{text[:_AMOUNT_LENGTH_MAX]!r} is not {'an amount of US dollars' if is_spend else 'a count'}; write it like {_example(resource)}"
+        )
+    sign, _, whole, decimals, times = found.groups(default="")
+    exact = Fraction(int(re.sub("[,_]", "", whole) + decimals), 10 ** len(decimals)) * _MULTIPLES[times] * (NANOS_PER_USD if is_spend else 1)
+    if exact.denominator != 1:
+        finer = "is finer than a nano-dollar; nine decimals are the most" if is_spend else "is not a whole number"
+        raise ValueError(f"{text!r} {finer}; write it like {_example(resource)}")
+    if sign or exact < 1:
+        raise ValueError(f"{text!r} is too little; an amount is above zero")
+    if exact > AMOUNT_MAX:
+        raise ValueError(f"{text!r} is more than can be counted exactly; the most is {amount_text(resource, AMOUNT_MAX)}")
+    return int(exact)
 
 
 def amount_text(resource: Resource, amount: int) -> str:
@@ -111,39 +101,6 @@ def duration_text(duration_us: Micros) -> str:
     """The duration in the largest unit that has no remainder: `90s`, `24h`, `7d`."""
     unit = next((name for name in ("d", "h", "m", "s", "ms") if duration_us % _DURATION_US[name] == 0), "")
     return f"{duration_us // _DURATION_US[unit]}{unit}" if unit else f"{duration_us}us"
-
-
-def parse_window(text: str, *, timezone: str = "", anchor: str = "", burst: int = 0) -> Rolling | Cycle:
-    """The window that `rolling:60s`, `day`, `week`, `month`, `quarter`, `year` or `days:14` means; raises ValueError.
-
-    `timezone` and `anchor` belong to calendar windows (UTC and the natural start if empty), `burst` (in units of the resource) to rolling ones.
-    Whether they are right is for `check_limit` to say.
-    """
-    kind, _, rest = text.strip().partition(":")
-    if kind == "rolling" and rest:
-        if timezone or anchor:
-            raise ValueError("a rolling window has neither a time zone nor an anchor; leave them out, or choose a calendar window such as month")
-        return Rolling(parse_duration_us(rest), burst)
-    if kind not in UNITS or (rest and kind != "days") or (kind == "days" and not rest):
-        raise ValueError(f"{text!r} is not a window; write {WINDOWS}")
-    if burst:
-        raise ValueError("only a rolling window has a burst; in a calendar window all of the amount may be used at once")
-    if rest and not (rest.isascii() and rest.isdigit()):
-        raise ValueError(f"{text!r} is not a window; write a number of days, such as days:14")
-    return Cycle(unit=kind, timezone=timezone or "UTC", anchor=anchor.strip(), length_days=int(rest) if rest else 1)
-
-
-def window_text(window: Window) -> str:
-    """The window as `parse_window` reads it; empty for none."""
-    match window:
-        case None:
-            return ""
-        case Rolling(period_us=period_us):
-            return f"rolling:{duration_text(period_us)}"
-        case Cycle(unit="days", length_days=length_days):
-            return f"days:{length_days}"
-        case Cycle(unit=unit):
-            return unit
 
 
 # Checking.
@@ -200,11 +157,9 @@ def _scope_problems(scope: Scope) -> list[tuple[str, str]]:
 
 
 def _amount_problems(limit: Limit) -> list[tuple[str, str]]:
-    if not 0 <= limit.amount <= AMOUNT_MAX:
-        return [("amount", f"an amount of {limit.resource} lies between 0 and {amount_text(limit.resource, AMOUNT_MAX)}")]
-    if limit.amount == 0 and not isinstance(limit.window, Cycle):
-        return [("amount", "an amount of 0 lets nothing pass; only a calendar window takes it, for use with grants alone")]
-    return []
+    if 1 <= limit.amount <= AMOUNT_MAX:
+        return []
+    return [("amount", f"an amount of {limit.resource} is above zero and at most {amount_text(limit.resource, AMOUNT_MAX)}")]
 
 
 def _window_problems(limit: Limit) -> list[tuple[str, str]]:
@@ -212,58 +167,19 @@ def _window_problems(limit: Limit) -> list[tuple[str, str]]:
         return [] if limit.window is None else [("window", "concurrency is what runs at the same time and has no window; leave it out")]
     match limit.window:
         case None:
-            return [("window", f"a limit on {limit.resource} needs a window: {WINDOWS}")]
+            return [("window", f"a limit on {limit.resource} needs a window: rolling:60s, day, week, month, quarter, year or every:14d")]
         case Rolling(period_us=period_us, burst=burst):
-            if not PERIOD_US_MIN <= period_us <= PERIOD_US_MAX:
+            if not SECOND_US <= period_us <= PERIOD_US_MAX:
                 return [("window", f"a rolling window lasts between 1s and 366d, not {duration_text(period_us)}")]
-            if not 0 <= burst <= limit.amount:
-                most = amount_text(limit.resource, limit.amount)
-                return [("burst", f"a burst is part of the amount: between 0 and {most}, not {amount_text(limit.resource, burst)}")]
+            if not 0 <= burst <= AMOUNT_MAX:
+                return [("window", f"a burst lies between 0 and {amount_text(limit.resource, AMOUNT_MAX)}, not {amount_text(limit.resource, burst)}")]
             return []
         case Cycle() as cycle:
-            return [*_zone_problems(cycle), *_anchor_problems(cycle)]
-
-
-def _zone_problems(cycle: Cycle) -> list[tuple[str, str]]:
-    try:
-        ZoneInfo(cycle.timezone)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        return [("timezone", f"{cycle.timezone!r} is not a time zone; write it like Europe/Berlin")]
-    return []
-
-
-def _anchor_problems(cycle: Cycle) -> list[tuple[str, str]]:
-    found = []
-    if cycle.unit == "days" and not 1 <= cycle.length_days <= LENGTH_DAYS_MAX:
-        found.append(("window", f"a cycle of days lasts 1 to {LENGTH_DAYS_MAX} of them, not {cycle.length_days}"))
-    if cycle.unit != "days" and cycle.length_days != 1:
-        found.append(("window", f"only a window such as days:14 has a length in days; a {cycle.unit} has its own"))
-    if cycle.unit == "day" and cycle.anchor:
-        found.append(("anchor", "a day begins at midnight of its time zone and takes no anchor"))
-    elif cycle.unit in _ANCHORS and not _is_anchor(cycle):
-        found.append(("anchor", f"{cycle.anchor!r} is no anchor of a window {window_text(cycle)}; write {_ANCHORS[cycle.unit]}"))
-    return found
-
-
-def _is_anchor(cycle: Cycle) -> bool:
-    text = cycle.anchor
-    if not text:
-        return cycle.unit != "days"
-    if not text.isascii():
-        return False
-    if cycle.unit in ("week", "month"):
-        return bool(re.fullmatch(r"[1-9]\d?", text)) and int(text) <= (7 if cycle.unit == "week" else 31)
-    if cycle.unit == "days":
-        return _is_date(text)
-    return bool(re.fullmatch(r"\d\d-\d\d", text)) and _is_date(f"2024-{text}")  # a leap year, so that 02-29 can be said
-
-
-def _is_date(text: str) -> bool:
-    try:
-        date.fromisoformat(text)
-    except ValueError:
-        return False
-    return bool(re.fullmatch(r"\d{4}-\d\d-\d\d", text))
+            try:
+                bounds(cycle, 0)
+            except ValueError as error:
+                return [(next((part for part in ("timezone", "anchor") if str(error).startswith(part)), "window"), str(error))]
+            return []
 
 
 def _model_problems(limit: Limit) -> list[tuple[str, str]]:
@@ -313,14 +229,5 @@ def _downgrade_problems(limit: Limit) -> list[tuple[str, str]]:
     return []
 
 
-def _count(text: str) -> int:
-    found = _COUNT(text)
-    if found is None:
-        raise ValueError(f"{text!r} is not a count; write a whole number such as 250000, or 250k, 1.5M, 2B")
-    try:
-        exact = Decimal(re.sub("[,_]", "", found[1])) * _MULTIPLES[found[2].lower()]
-    except InvalidOperation:
-        raise ValueError(f"{text!r} is not a count; write a whole number such as 250000") from None
-    if exact != exact.to_integral_value():
-        raise ValueError(f"{text!r} is not a whole number")
-    return int(exact)
+def _example(resource: Resource) -> str:
+    return "12.50, 250 or 1.5k" if resource is Resource.SPEND else "500, 10_000, 250k or 1.5M"

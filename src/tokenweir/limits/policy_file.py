@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tomllib
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from msgspec.structs import replace
 
 from tokenweir.errors import PolicyInvalid
 from tokenweir.limits import drafting
+from tokenweir.limits.cycle import parse_window
 from tokenweir.limits.limit import Action, Limit, Resource, Scope, Window
 
 DEFAULT_ORGANIZATION: Final = "default"
@@ -43,7 +45,6 @@ _FIELDS: Final[Mapping[str, str]] = {
     "window": _TEXT,
     "timezone": _TEXT,
     "anchor": "a text, a whole number or a date",
-    "burst": "an amount",
     "models": 'a list of texts, such as ["claude-opus-*"]',
     "action": _TEXT,
     "queue_for": _TEXT,
@@ -55,11 +56,7 @@ _FIELDS: Final[Mapping[str, str]] = {
 }
 """Every field of a `[[limit]]` table, and what it holds."""
 _TOP: Final = ("organization", "policy", "limit")
-_SHADED: Final[Mapping[str, tuple[str, ...]]] = {
-    "amount": ("burst",),
-    "window": ("timezone", "anchor", "burst", "carry_over", "action", "amount"),
-    "action": ("queue_for", "to", "models"),
-}
+_SHADED: Final[Mapping[str, tuple[str, ...]]] = {"window": ("carry_over", "action"), "action": ("queue_for", "to", "models")}
 """What cannot be judged while a part itself is wrong."""
 
 T = TypeVar("T")
@@ -192,22 +189,25 @@ class _Table:
         return [DesiredLimit(self.place, team, key, replace(draft, scope=replace(draft.scope, organization_id="", team_id="", key_id="")))]
 
     def _draft(self, resource: Resource, team: str, key: str) -> Limit:
-        amount = self._parsed("amount", lambda written: drafting.parse_amount(resource, written), 1)
-        burst = self._parsed("burst", lambda written: drafting.parse_amount(resource, written), 0) if "burst" in self._table else 0
-        action = self._parsed("action", drafting.parse_action, Action.BLOCK)
         queue_us = self._parsed("queue_for", drafting.parse_duration_us, 0)
-        user = self._text("user")
+        per: Any = self._text("per")
         return Limit(
             limit_id="",
             name=self._text("name"),
             scope=Scope(
-                organization_id=".", team_id=team, key_id=key, user=user, session=self._text("session"), tag=self._text("tag"), per=self._seat()
+                organization_id=".",
+                team_id=team,
+                key_id=key,
+                user=self._text("user"),
+                session=self._text("session"),
+                tag=self._text("tag"),
+                per=per,
             ),
             resource=resource,
-            amount=amount,
-            window=self._window(burst),
+            amount=self._parsed("amount", lambda written: drafting.parse_amount(resource, written), 1),
+            window=self._window(resource),
             models=tuple(dict.fromkeys(model.strip() for model in self._models())),
-            action=action,
+            action=self._parsed("action", drafting.parse_action, Action.BLOCK),
             queue_ms=-(-queue_us // 1_000),
             downgrade_to=self._text("to"),
             strict=self._yes("strict"),
@@ -216,20 +216,21 @@ class _Table:
             contact=self._text("contact"),
         )
 
-    def _window(self, burst: int) -> Window:
-        written = self._text("window")
-        timezone, anchor = self._text("timezone"), self._table.get("anchor", "")
-        if not written:
-            for part in ("timezone", "anchor", "burst"):
-                if part in self._table and "window" not in self._wrong:
-                    self._say(part, "it belongs to a window, and there is none")
+    def _window(self, resource: Resource) -> Window:
+        if "window" not in self._table and resource is not Resource.CONCURRENCY:
             return None
+        anchor = "" if "anchor" in self._wrong else self._table.get("anchor", "")
         anchor = anchor.isoformat() if isinstance(anchor, date) else str(anchor)
-        try:
-            return drafting.parse_window(written, timezone=timezone, anchor=anchor, burst=burst)
-        except ValueError as error:
-            self._say("window", str(error))
-            return None
+        for timezone in (self._text("timezone"), ""):  # without a zone that is wrong, so that the anchor is judged too
+            try:
+                window = parse_window(self._text("window"), resource=resource, timezone=timezone, anchor=anchor)
+            except ValueError as error:
+                part = str(error).partition(" ")[0]
+                self._say(part if part in self._table else "window", str(error))
+                self._wrong.add("window")
+            else:
+                return window
+        return None
 
     def _types(self) -> None:
         for field, value in self._table.items():
@@ -279,9 +280,14 @@ class _Table:
             return otherwise
 
     def _say(self, field: str, problem: str, *, shown: bool = True) -> None:
+        if field in self._wrong:
+            return
         self._wrong.add(field)
         stands = f" = {_shown(self._table[field])}" if shown and field in self._table else ""
-        self._problems.append(f"{self.place}: {field}{stands}: {problem}")
+        # A sentence may begin with the field and its value, which stand here already.
+        value = str(self._table.get(field, ""))
+        repeated = re.match(rf"(?:{field} )?{re.escape(repr(value))}(?=[: ])", problem, re.IGNORECASE) if stands else None
+        self._problems.append(f"{self.place}: {field}{stands}" + (problem[repeated.end() :] if repeated else f": {problem}"))
 
 
 def _shown(value: object) -> str:

@@ -14,7 +14,9 @@ from msgspec.structs import replace
 
 from tokenweir.errors import PolicyInvalid
 from tokenweir.limits import drafting
-from tokenweir.limits.limit import Cycle, Limit, Rolling, Scope
+from tokenweir.limits.cycle import window_text
+from tokenweir.limits.identity import counts_the_same
+from tokenweir.limits.limit import Cycle, Limit, Scope
 from tokenweir.limits.policy_file import NamedLimit
 from tokenweir.periods import Micros
 
@@ -44,7 +46,8 @@ class Change(msgspec.Struct, frozen=True):
     adopted: bool
     """It was set by hand and belongs to the file from now on."""
     recounted: bool
-    """It counts something else from now on: it gets a new id, its use is read from the ledger anew, and its grants end."""
+    """It counts something else from now on: it gets a new id, its use is read from the ledger anew, and its grants go over to it
+    if amounts mean the same there."""
     limit: Limit
 
 
@@ -132,21 +135,15 @@ def _change(before: NamedLimit, after: NamedLimit) -> Change | None:
         limit_id=limit.limit_id,
         fields=tuple(FieldChange(name, old.get(name, ""), new.get(name, "")) for name in names),
         adopted=not before.limit.managed_by,
-        recounted=_counted(before.limit) != _counted(limit),
+        recounted=not counts_the_same(before.limit, limit),
         limit=limit,
     )
-
-
-def _counted(limit: Limit) -> tuple[object, ...]:
-    """What the counters of a limit hold; how much there may be and what then happens is not part of it."""
-    window = replace(limit.window, burst=0) if isinstance(limit.window, Rolling) else limit.window
-    return limit.scope, limit.resource, limit.models, window
 
 
 # How a limit reads, field by field.
 
 FIELDS = (
-    *("for", "user", "session", "tag", "per", "resource", "amount", "window", "timezone", "anchor", "burst", "models"),
+    *("for", "user", "session", "tag", "per", "resource", "amount", "window", "timezone", "anchor", "models"),
     *("action", "queue_for", "to", "strict", "shadow", "carry_over", "contact"),
 )
 """The fields of a limit, as people read it."""
@@ -163,10 +160,9 @@ def fields_of(limit: Limit, *, team: str = "", key: str = "") -> dict[str, str]:
         "per": scope.per,
         "resource": limit.resource.value,
         "amount": drafting.amount_text(limit.resource, limit.amount),
-        "window": drafting.window_text(window),
+        "window": window_text(window),
         "timezone": window.timezone if isinstance(window, Cycle) else "",
         "anchor": window.anchor if isinstance(window, Cycle) else "",
-        "burst": drafting.amount_text(limit.resource, window.burst) if isinstance(window, Rolling) and window.burst else "",
         "models": ", ".join(limit.models),
         "action": limit.action.value,
         "queue_for": drafting.duration_text(limit.queue_ms * 1_000) if limit.queue_ms else "",
