@@ -116,11 +116,11 @@ def row_of_request(request: IncreaseRequest) -> dict[str, Any]:
 
 def grant_of(row: Any) -> Grant:
     """A row of GRANTS."""
-    return msgspec.convert(dict(row._mapping), Grant)  # noqa: SLF001 - SQLAlchemy's own name for the row as a mapping
+    return Grant(**row._mapping)  # noqa: SLF001 - SQLAlchemy's own name for the row as a mapping
 
 
 def _request_of(row: Any, comments: tuple[Comment, ...]) -> IncreaseRequest:
-    return msgspec.convert(dict(row._mapping) | {"comments": comments}, IncreaseRequest)  # noqa: SLF001 - same
+    return IncreaseRequest(**row._mapping, comments=comments)  # noqa: SLF001 - same
 
 
 def _of_ids(connection: Connection, asked: Select[Any], column: Column[str], ids: Sequence[str]) -> Iterable[Any]:
