@@ -1,0 +1,279 @@
+"""The limiter: asks every limit of a request for room before anything is sent, and holds it while the request runs.
+
+The rules it protects: all limits or none; a request that waits is not overtaken; when the store of limits does not answer, rates and concurrency go on
+within this process's share, and everything that is money or belongs to a calendar cycle is refused as `StoreUnavailable`: never "unlimited", and
+never a refusal that blames the caller. Which limits a request meets is decided by `limits/book.py`, what it asks of them by `limits/demand.py` and
+`limits/estimate.py`; what becomes of the room by `holding.py`; how a refusal reads by `limit_answers.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import msgspec
+
+from tokenweir.errors import StoreUnavailable
+from tokenweir.limit_ports import LimitStore
+from tokenweir.limits.book import Chain, LimitBook, Link
+from tokenweir.limits.bucket import NEVER, Kind, Outcome, Refused, Reserved, Shortage, Unseeded
+from tokenweir.limits.demand import demand_of
+from tokenweir.limits.estimate import Estimator
+from tokenweir.limits.limit import Action
+from tokenweir.limits.queue import Priority
+from tokenweir.metering.holding import Held, Holder
+from tokenweir.metering.limit_use import UseLookup
+from tokenweir.metering.local_share import LocalShare
+from tokenweir.metering.waiting import WaitingRoom
+from tokenweir.money import Nanos
+from tokenweir.periods import Micros
+from tokenweir.ports import Clock
+from tokenweir.pricing.rate_card import RateCard
+from tokenweir.pricing.rating import cost_nanos
+from tokenweir.principals import Principal
+from tokenweir.telemetry import LIMIT_DECISIONS
+from tokenweir.usage import Metered, Segment, Usage
+from tokenweir.wire.envelope import Envelope
+
+SEEDINGS_MAX = 3
+"""How often a request may find a bucket unknown before it is told that the store cannot be used."""
+
+
+class Asking(msgspec.Struct, frozen=True):
+    """A request that asks for room."""
+
+    request_id: str
+    principal: Principal
+    envelope: Envelope
+    session: str
+    priority: Priority
+    ceiling: Usage
+    """The most it can use."""
+    ceiling_nanos: Nanos
+    now_us: Micros
+
+
+class LimitDenied(msgspec.Struct, frozen=True):
+    """A limit has no room for the request: which one, and how it stands."""
+
+    link: Link
+    shortage: Shortage
+    units: int
+    """What was asked of it."""
+    now_us: Micros
+    waited: bool = False
+    """It waited in the queue, and there was no room in time."""
+
+
+class Downgrade(msgspec.Struct, frozen=True):
+    """There is no room for this model; the limit says to send the request to another one."""
+
+    model: str
+    link: Link
+
+
+Admission: TypeAlias = Held | LimitDenied | Downgrade | None
+
+
+class Limiter:
+    """The limits of one gateway process."""
+
+    def __init__(
+        self,
+        *,
+        store: LimitStore,
+        book: LimitBook,
+        use: UseLookup,
+        room: WaitingRoom,
+        card: RateCard,
+        clock: Clock,
+        estimator: Estimator,
+        local_share_percent: int,
+    ) -> None:
+        self.book = book
+        self.store = store
+        self.room = room
+        self.use = use
+        self._card = card
+        self._clock = clock
+        self._estimator = estimator
+        self._local = LocalShare(local_share_percent)
+        self._holder = Holder(store=store, local=self._local, book=book, card=card, clock=clock, estimator=estimator)
+        store.when_room(room.news)
+
+    async def admit(self, asking: Asking) -> Admission:
+        """Room for the request in all its limits, held; None if no limit covers it. Raises StoreUnavailable."""
+        chain = self._chain(asking, asking.now_us)
+        if not chain.links:
+            return None
+        try:
+            return await self._admit(asking, chain)
+        except asyncio.CancelledError:
+            # The store may have taken the room when nobody was waiting for its answer any more.
+            self.store.settle(asking.request_id, (), now_us=self._clock.now_us())
+            raise
+
+    def _chain(self, asking: Asking, now_us: Micros) -> Chain:
+        envelope = asking.envelope
+        return self.book.chain(asking.principal, envelope.model, others=envelope.other_models, session=asking.session, now_us=now_us)
+
+    async def _admit(self, asking: Asking, chain: Chain) -> Admission:
+        expected = self._expected(asking, chain)
+        expected_nanos = self._cost(asking, expected) if expected is not asking.ceiling else asking.ceiling_nanos
+        attempt = _Attempt(asking, chain, expected, expected_nanos)
+        ahead = self._queue_ahead(chain)
+        if ahead is not None:
+            return await self._wait(attempt, ahead, 0)
+        outcome = await self._try(attempt)
+        if isinstance(outcome, Refused) and (queued := _all_queue(attempt.chain, outcome)):
+            return await self._wait(attempt, *queued)
+        return self._concluded(attempt, outcome)
+
+    def _expected(self, asking: Asking, chain: Chain) -> Usage:
+        """What the request will probably use; its ceiling if every limit is strict."""
+        if all(link.limit.strict for link in chain.links):
+            return asking.ceiling
+        return self._estimator.expect(asking.principal.key_id, asking.envelope.model, asking.envelope, asking.ceiling)
+
+    def _cost(self, asking: Asking, usage: Usage) -> Nanos:
+        envelope = asking.envelope
+        metered = Metered(
+            model=envelope.model,
+            usage=usage,
+            segments=(Segment("message", envelope.model, usage),),
+            speed=envelope.speed,
+            inference_geo=envelope.inference_geo,
+        )
+        return cost_nanos(self._card, metered, at_us=asking.now_us)[0]
+
+    # Asking the store.
+
+    async def _try(self, attempt: _Attempt) -> Outcome:
+        """Ask all limits for room; what the store does not know it is told first. Raises StoreUnavailable."""
+        asking = attempt.asking
+        for _ in range(SEEDINGS_MAX):
+            now_us = self._clock.now_us()
+            if now_us >= attempt.chain.valid_until_us or attempt.chain.unknown:
+                attempt.chain = await self._completed(asking, now_us)
+                attempt.units = attempt.demand()
+            chain = attempt.chain
+            try:
+                outcome = await self.store.reserve(asking.request_id, chain.buckets, attempt.units, now_us=now_us)
+            except StoreUnavailable:
+                attempt.is_local = True
+                return self._local.reserve(asking.request_id, chain, attempt.units, now_us=now_us)
+            if not isinstance(outcome, Unseeded):
+                attempt.is_local = False
+                return outcome
+            await self.store.seed(await self.use.seeds([chain.links[index] for index in outcome.indices]))
+        raise StoreUnavailable("what was used of the limits cannot be read now")
+
+    async def _completed(self, asking: Asking, now_us: Micros) -> Chain:
+        """The chain as of now, with every room in it known."""
+        for _ in range(SEEDINGS_MAX):
+            chain = self._chain(asking, now_us)
+            if not chain.unknown:
+                return chain
+            await self.use.allowances(chain.unknown)
+        raise StoreUnavailable("the grants of the limits cannot be worked out now")
+
+    def _concluded(self, attempt: _Attempt, outcome: Outcome, *, waited: bool = False) -> Admission:
+        chain = attempt.chain
+        if isinstance(outcome, Reserved):
+            for index in outcome.over:
+                limit = chain.links[index].limit
+                LIMIT_DECISIONS.values["shadow" if limit.shadow else "warned", limit.resource.value] += 1
+            return self._hold(attempt, outcome)
+        assert isinstance(outcome, Refused)  # noqa: S101 - `_try` does not answer Unseeded
+        now_us = self._clock.now_us()
+        worst = max(outcome.shortages, key=lambda shortage: _wait_us(chain.links[shortage.index], shortage, now_us))
+        link = chain.links[worst.index]
+        other = next((chain.links[s.index] for s in outcome.shortages if chain.links[s.index].limit.action is Action.DOWNGRADE), None)
+        if other is not None:
+            LIMIT_DECISIONS.values["downgraded", other.limit.resource.value] += 1
+            return Downgrade(other.limit.downgrade_to, other)
+        LIMIT_DECISIONS.values["refused", link.limit.resource.value] += 1
+        return LimitDenied(link, worst, attempt.units[worst.index], now_us, waited)
+
+    def _hold(self, attempt: _Attempt, reserved: Reserved) -> Held:
+        asking = attempt.asking
+        LIMIT_DECISIONS.values["admitted", "all"] += 1
+        return Held(
+            self._holder,
+            request_id=asking.request_id,
+            principal=asking.principal,
+            session=asking.session,
+            envelope=asking.envelope,
+            chain=attempt.chain,
+            units=attempt.units,
+            reserved=reserved,
+            expected=attempt.expected,
+            ceiling=asking.ceiling,
+            started_us=asking.now_us,
+            reserved_at_us=self._clock.now_us(),
+            is_local=attempt.is_local,
+        )
+
+    # Waiting for room.
+
+    def _queue_ahead(self, chain: Chain) -> Link | None:
+        """A limit of the chain that others are waiting for already: who comes later goes behind them."""
+        if not self.room.waiting:
+            return None
+        return next((link for link in chain.links if link.limit.action is Action.QUEUE and self.room.has_waiters(link.bucket.bucket_id)), None)
+
+    async def _wait(self, attempt: _Attempt, link: Link, wait_us: int) -> Admission:
+        """Wait for one's turn, and try again, until there is room or the deadline of the limit has passed."""
+        asking = attempt.asking
+        until_us = self._clock.now_us() + link.limit.queue_ms * 1_000
+        with self.room.place(key_id=asking.principal.key_id, priority=asking.priority) as place:
+            while await place.turn(link.bucket.bucket_id, until_us=until_us, wait_us=wait_us):
+                outcome = await self._try(attempt)
+                queued = _all_queue(attempt.chain, outcome) if isinstance(outcome, Refused) else None
+                if queued is None:
+                    if isinstance(outcome, Reserved):
+                        place.admitted()
+                    return self._concluded(attempt, outcome, waited=True)
+                link, wait_us = queued
+        # There was no turn with room for it: what it is told now is how the limits stand now.
+        return self._concluded(attempt, await self._try(attempt), waited=True)
+
+
+class _Attempt:
+    """One request on its way through admission: its chain may have to be made anew when a cycle ends while it waits."""
+
+    __slots__ = ("asking", "chain", "expected", "expected_nanos", "is_local", "units")
+
+    def __init__(self, asking: Asking, chain: Chain, expected: Usage, expected_nanos: Nanos) -> None:
+        self.asking = asking
+        self.chain = chain
+        self.expected = expected
+        self.expected_nanos = expected_nanos
+        self.is_local = False
+        self.units = self.demand()
+
+    def demand(self) -> list[int]:
+        """What is asked of each limit of the chain, in its order."""
+        asking = self.asking
+        return [
+            demand_of(link.limit.resource, asking.ceiling, asking.ceiling_nanos)
+            if link.limit.strict
+            else demand_of(link.limit.resource, self.expected, self.expected_nanos)
+            for link in self.chain.links
+        ]
+
+
+def _all_queue(chain: Chain, refused: Refused) -> tuple[Link, int] | None:
+    """The limit to wait for, and how long at least, if all that have no room let requests wait and will have room one day."""
+    shortages: Sequence[Shortage] = refused.shortages
+    if any(shortage.wait_us == NEVER or chain.links[shortage.index].limit.action is not Action.QUEUE for shortage in shortages):
+        return None
+    return chain.links[shortages[0].index], max(shortage.wait_us for shortage in shortages)
+
+
+def _wait_us(link: Link, shortage: Shortage, now_us: Micros) -> int:
+    """How long until there is room, for telling which refusal stands longest."""
+    if shortage.wait_us == NEVER:
+        return 2**62
+    return link.bucket.ends_us - now_us if link.bucket.kind is Kind.COUNTER else shortage.wait_us

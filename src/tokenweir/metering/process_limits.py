@@ -1,0 +1,87 @@
+"""The limits of one gateway process, put together: the book that follows the directory, the store, the limiter, and what keeps the counters true.
+
+The rules it protects: before the first request is served, everything that was used in running cycles has been counted; a limit that is set, changed or
+removed holds within one look at the directory; what others correct in the ledger reaches the counters. Change with it: `limiter.py`, `seeding.py`,
+`processes.py` (which opens and closes it).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Final, NoReturn
+
+from tokenweir.errors import TokenweirError
+from tokenweir.limit_ports import LimitRecord, LimitStore
+from tokenweir.limits.book import LimitBook
+from tokenweir.limits.estimate import Estimator
+from tokenweir.metering.limit_status import LimitStandings
+from tokenweir.metering.limit_use import UseLookup
+from tokenweir.metering.limiter import Limiter
+from tokenweir.metering.seeding import AdjustmentFeed, LedgerUse
+from tokenweir.metering.waiting import WaitingRoom
+from tokenweir.ports import Clock
+from tokenweir.pricing.rate_card import RateCard
+from tokenweir.principals import Principal
+from tokenweir.telemetry import log
+
+CORRECTIONS_EVERY_S: Final = 1.0
+
+
+class ProcessLimits:
+    """Everything of limits that a gateway process has."""
+
+    def __init__(self, *, store: LimitStore, use: LedgerUse, card: RateCard, names: RateCard, clock: Clock, local_share_percent: int) -> None:
+        self.book = LimitBook(canonical=names.resolve, complete_since_us=None if store.shared else clock.now_us())
+        self.room = WaitingRoom(clock)
+        self._store = store
+        self._clock = clock
+        self._lookup = UseLookup(use, self.book)
+        self._feed = AdjustmentFeed(use, self.book)
+        self.standings = LimitStandings(store=store, book=self.book, use=self._lookup)
+        self.limiter = Limiter(
+            store=store,
+            book=self.book,
+            use=self._lookup,
+            room=self.room,
+            card=card,
+            clock=clock,
+            estimator=Estimator(),
+            local_share_percent=local_share_percent,
+        )
+
+    def take(self, records: Sequence[LimitRecord], *, whole: bool) -> None:
+        """What the directory says has changed; `whole`: it is all there is."""
+        if records or whole:
+            live = [(record.limit, record.grants) for record in records if record.removed_at_us is None]
+            self.book.update(live, [record.limit.limit_id for record in records if record.removed_at_us is not None], whole=whole)
+
+    async def start(self, principals: Sequence[Principal]) -> None:
+        """Count what was used before. What cannot be read now is read when the first request needs it."""
+        try:
+            await self.standings.report(principals, waits={}, now_us=self._clock.now_us())
+        except TokenweirError as error:
+            log(logging.WARNING, "limits_unread", error=error.code)
+
+    async def follow(self) -> NoReturn:
+        """Keep the counters true to corrections of the ledger, until cancelled."""
+        failing = False
+        while True:
+            await asyncio.sleep(CORRECTIONS_EVERY_S)
+            if not len(self.book):
+                continue
+            try:
+                for charge_id, charges in await self._lookup.in_thread(self._feed.poll):
+                    await self._store.charge(charge_id, charges)
+                failing = False
+            except TokenweirError as error:
+                if not failing:
+                    log(logging.WARNING, "limits_unread", error=error.code)
+                failing = True
+
+    async def close(self) -> None:
+        """Tell the store what is still to be told."""
+        self.room.close()
+        await self._store.close()
+        self._lookup.close()
