@@ -221,9 +221,10 @@ class _Table:
             return None
         anchor = "" if "anchor" in self._wrong else self._table.get("anchor", "")
         anchor = anchor.isoformat() if isinstance(anchor, date) else str(anchor)
+        written = self._text("window")
         for timezone in (self._text("timezone"), ""):  # without a zone that is wrong, so that the anchor is judged too
             try:
-                window = parse_window(self._text("window"), resource=resource, timezone=timezone, anchor=anchor)
+                window = parse_window(written, resource=resource, timezone=timezone, anchor=anchor)
             except ValueError as error:
                 part = str(error).partition(" ")[0]
                 self._say(part if part in self._table else "window", str(error))
@@ -257,9 +258,6 @@ class _Table:
             self._say("org", f"it is for the whole organization or for one {'team' if team else 'key'}; leave one of the two out")
         elif not (org or team or key) and not self._wrong & {"org", "team", "key"}:
             self._problems.append(f'{self.place}: say for whom it is: org = true, team = "…" or key = "…"')
-
-    def _seat(self) -> Any:
-        return self._text("per")
 
     def _models(self) -> Sequence[str]:
         return [] if "models" in self._wrong else self._table.get("models", [])
