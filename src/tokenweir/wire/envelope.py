@@ -52,6 +52,8 @@ class Envelope(msgspec.Struct, frozen=True):
     inference_geo: str = ""
     service_tier: str = ""
     body_bytes: int = 0
+    text_bytes: int = 0
+    """The body without the contents of images and documents in base64, which are no text."""
     server_tools: bool = False
     """A tool that the provider runs in a loop of its own, or an MCP server."""
     remote_sources: bool = False
@@ -90,6 +92,7 @@ def read_envelope(body: bytes, *, needs_model: bool = True) -> Envelope:
         inference_geo="" if (raw := get("inference_geo")) is None else _word("inference_geo", raw),
         service_tier="" if (raw := get("service_tier")) is None else _word("service_tier", raw),
         body_bytes=len(body),
+        text_bytes=len(body),
         server_tools=tools.server or rare.server or not _SOURCE_KINDS.issuperset(kinds),
         remote_sources=rare.remote or not _REMOTE_KINDS.isdisjoint(kinds) or _has_pdf(kinds, spoken),
         cache_ttl=_cache_ttl(text),
