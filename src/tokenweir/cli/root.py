@@ -37,6 +37,7 @@ from tokenweir.cli import import_exports as _import_exports  # noqa: E402, F401
 from tokenweir.cli import imports as _imports  # noqa: E402, F401
 from tokenweir.cli import keys as _keys  # noqa: E402, F401
 from tokenweir.cli import ledger as _ledger  # noqa: E402, F401
+from tokenweir.cli import limit_policy as _limit_policy  # noqa: E402, F401
 from tokenweir.cli import models as _models  # noqa: E402, F401
 from tokenweir.cli import price as _price  # noqa: E402, F401
 from tokenweir.cli import prices as _prices  # noqa: E402, F401

@@ -28,6 +28,8 @@ from tokenweir.limits.limit import Action, Limit, Resource, Scope, Window
 DEFAULT_ORGANIZATION: Final = "default"
 DEFAULT_POLICY: Final = "policy"
 LIMITS_MAX: Final = 10_000
+QUEUE_US_DEFAULT: Final = 30_000_000
+"""How long a request may wait if the action is queue and nothing else is said; the same as on the command line."""
 
 _TEXT: Final = "a text in quotes"
 _YES_NO: Final = "true or false"
@@ -68,7 +70,7 @@ class DesiredLimit(msgspec.Struct, frozen=True):
     place: str
     """Where it stands, for people: `limit 3 "red's month"`."""
     team: str
-    """Name of the team; empty for the whole organization, or for a key that is known by its id or the only one of its name."""
+    """Name or id of the team; empty for the whole organization, or for a key that is known by its id or the only one of its name."""
     key: str
     """Id or name of the key; empty if the limit is not for one key."""
     draft: Limit
@@ -189,7 +191,8 @@ class _Table:
         return [DesiredLimit(self.place, team, key, replace(draft, scope=replace(draft.scope, organization_id="", team_id="", key_id="")))]
 
     def _draft(self, resource: Resource, team: str, key: str) -> Limit:
-        queue_us = self._parsed("queue_for", drafting.parse_duration_us, 0)
+        action = self._parsed("action", drafting.parse_action, Action.BLOCK)
+        queue_us = self._parsed("queue_for", drafting.parse_duration_us, QUEUE_US_DEFAULT if action is Action.QUEUE else 0)
         per: Any = self._text("per")
         return Limit(
             limit_id="",
@@ -207,7 +210,7 @@ class _Table:
             amount=self._parsed("amount", lambda written: drafting.parse_amount(resource, written), 1),
             window=self._window(resource),
             models=tuple(dict.fromkeys(model.strip() for model in self._models())),
-            action=self._parsed("action", drafting.parse_action, Action.BLOCK),
+            action=action,
             queue_ms=-(-queue_us // 1_000),
             downgrade_to=self._text("to"),
             strict=self._yes("strict"),
@@ -324,18 +327,19 @@ def resolve(file: PolicyFile, places: Places) -> list[NamedLimit]:
 
 def _found(one: DesiredLimit, places: Places, problems: list[str]) -> KeyPlace | None:
     """The place of the limit: a key, or a team or the organization with empty parts; None if it is not there."""
-    if one.team and one.team not in places.teams:
+    team = one.team if one.team in places.teams else next((name for name, team_id in places.teams.items() if team_id == one.team), "")
+    if one.team and not team:
         close = difflib.get_close_matches(one.team, places.teams, n=1)
         hint = f"did you mean {_shown(close[0])}?" if close else f"a team is made with its first key: tokenweir key create --team {one.team} …"
         problems.append(f"{one.place}: team = {_shown(one.team)}: there is no such team; {hint}")
         return None
     if not one.key:
-        return KeyPlace("", "", places.teams[one.team] if one.team else "", one.team)
-    found = [key for key in places.keys if one.key in (key.key_id, key.name) and one.team in ("", key.team)]
+        return KeyPlace("", "", places.teams[team] if team else "", team)
+    found = [key for key in places.keys if one.key in (key.key_id, key.name) and team in ("", key.team)]
     found = [key for key in found if key.key_id == one.key] or found
     if len(found) == 1:
         return found[0]
-    where = f" of team {one.team}" if one.team else ""
+    where = f" of team {team}" if team else ""
     if found:
         choices = ", ".join(f"{key.key_id} (team {key.team})" for key in found[:10])
         problems.append(f"{one.place}: key = {_shown(one.key)}: {len(found)} keys have this name; name its team, or write one of {choices}")

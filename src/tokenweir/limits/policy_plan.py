@@ -126,6 +126,8 @@ def puts_of(made: Plan, *, mint: Callable[[], str], now_us: Micros) -> tuple[lis
 
 def _change(before: NamedLimit, after: NamedLimit) -> Change | None:
     limit = replace(after.limit, limit_id=before.limit.limit_id, created_at_us=before.limit.created_at_us)
+    if set(limit.models) == set(before.limit.models):
+        limit = replace(limit, models=before.limit.models)  # the order in which they are named means nothing
     if limit == before.limit:
         return None
     old, new = fields_of(before.limit, team=before.team, key=before.key), fields_of(limit, team=after.team, key=after.key)
