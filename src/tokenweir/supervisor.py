@@ -117,41 +117,46 @@ async def supervise(
     gateway_stop_timeout_s: float,
     announce: Callable[[dict[str, Any]], None],
     receiver_listener: socket.socket | None = None,
+    gateways: int = 1,
 ) -> int:
-    """Run gateway, worker and (with a socket for it) receiver until SIGTERM or SIGINT; returns the exit code (0 when all ended in order)."""
+    """Run gateways on one socket, worker and (with a socket for it) receiver until SIGTERM or SIGINT; returns the exit code (0: all ended in order)."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     worker = Role("worker", ["serve", "--role", "worker", "--supervised", *config_arguments])
     descriptor = listener.fileno()
-    gateway = Role(
-        "gateway",
-        ["serve", "--role", "gateway", "--supervised", "--listen-fd", str(descriptor), *config_arguments],
-        pass_fds=[descriptor],
-        stop_timeout_s=gateway_stop_timeout_s,
-    )
+    fronts = [
+        Role(
+            "gateway" if gateways == 1 else f"gateway-{number}",
+            ["serve", "--role", "gateway", "--supervised", "--listen-fd", str(descriptor), *config_arguments],
+            pass_fds=[descriptor],
+            stop_timeout_s=gateway_stop_timeout_s,
+        )
+        for number in range(1, gateways + 1)
+    ]
 
     receivers = [] if receiver_listener is None else [_receiver(receiver_listener, config_arguments)]
 
     def on_signal() -> None:
         if stop.is_set():
-            gateway.hurry()
+            for gateway in fronts:
+                gateway.hurry()
         stop.set()
 
     for sig in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(sig, on_signal)
     async with asyncio.TaskGroup() as tasks:
-        for role in (worker, gateway, *receivers):
+        for role in (worker, *fronts, *receivers):
             tasks.create_task(role.keep_running())
         code = 1
         try:
-            if await _all_ready([worker, gateway, *receivers], stop):
+            if await _all_ready([worker, *fronts, *receivers], stop):
                 announce(
                     {
                         "ready": True,
                         "role": "serve",
                         "gateway": url_of(listener),
                         **({} if receiver_listener is None else {"receiver": url_of(receiver_listener)}),
-                        "pids": {"supervisor": os.getpid(), **{role.name: role.pid for role in (gateway, worker, *receivers)}},
+                        "pids": {"supervisor": os.getpid(), **{role.name: role.pid for role in (*fronts, worker, *receivers)}},
                     }
                 )
                 await stop.wait()
@@ -160,7 +165,7 @@ async def supervise(
             listener.close()
             if receiver_listener is not None:
                 receiver_listener.close()
-            codes = await asyncio.gather(*(role.stop() for role in (gateway, *receivers)))
+            codes = await asyncio.gather(*(role.stop() for role in (*fronts, *receivers)))
             code = max(*codes, await worker.stop())
     return code if stop.is_set() else 1
 
