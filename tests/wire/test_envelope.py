@@ -32,8 +32,9 @@ def test_the_facts_of_a_request_are_read():
     body = body_of(stream=True, speed="fast", inference_geo="us", service_tier="auto")
     envelope = read_envelope(body)
     assert envelope == Envelope(
-        model="claude-sonnet-5-5", max_tokens=100, stream=True, speed="fast", inference_geo="us", service_tier="auto", body_bytes=len(body)
-    )
+        model="claude-sonnet-5-5", max_tokens=100, stream=True, speed="fast", inference_geo="us", service_tier="auto", body_bytes=len(body),
+        text_bytes=len(body),
+    )  # fmt: skip
 
 
 def test_unknown_fields_pass():

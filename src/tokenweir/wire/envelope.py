@@ -5,7 +5,7 @@ could understand differently (a repeated top-level field, a field that matters s
 with a sentence. Unknown fields pass. `ceiling_usage` is what is journaled and reserved before anything is sent.
 
 Cost: one pass of the decoder that keeps values as raw bytes, a proof in O(fields) that nothing was repeated, and a few searches for words.
-Change together with `messages.py` (what the answer then says) and `pricing/rating.py` (what a ceiling costs).
+Change together with `members.py` (how a body is read), `messages.py` (what the answer then says) and `pricing/rating.py` (what a ceiling costs).
 """
 
 from __future__ import annotations
@@ -17,16 +17,14 @@ import msgspec
 
 from tokenweir.errors import InvalidRequest
 from tokenweir.usage import Usage
+from tokenweir.wire.members import Members, decode, prove_read_once, replaced, shown
 
 CacheTtl: TypeAlias = Literal["", "5m", "1h"]
-_Members: TypeAlias = dict[str, msgspec.Raw]
 
 COUNT_MAX = 2**53
 """Integers beyond this are not the same number in every JSON reader."""
 MODEL_CHARS_MAX = 256
 WORD_CHARS_MAX = 64
-MEMBERS_MAX = 256
-"""The provider knows about thirty top-level fields."""
 
 IMAGE_TOKENS_MAX = 4_784
 """The most visual tokens of one image on any model."""
@@ -73,8 +71,8 @@ class Envelope(msgspec.Struct, frozen=True):
 
 def read_envelope(body: bytes, *, needs_model: bool = True) -> Envelope:
     """Read a request body; raises `InvalidRequest` with one sentence if two readers could disagree about it, or it is not a request."""
-    members = _decode(body)
-    _prove_read_once(body, members)
+    members = decode(body)
+    prove_read_once(body, members, FIELDS_READ)
     model = _model(members, needed=needs_model)
     get = members.get
     ambiguous = b"\\" in body and b"\\u00" in body and _ESCAPED_WORD.search(body) is not None
@@ -92,7 +90,7 @@ def read_envelope(body: bytes, *, needs_model: bool = True) -> Envelope:
         inference_geo="" if (raw := get("inference_geo")) is None else _word("inference_geo", raw),
         service_tier="" if (raw := get("service_tier")) is None else _word("service_tier", raw),
         body_bytes=len(body),
-        text_bytes=len(body),
+        text_bytes=len(body) - (_encoded_bytes(body) if kinds else 0),
         server_tools=tools.server or rare.server or not _SOURCE_KINDS.issuperset(kinds),
         remote_sources=rare.remote or not _REMOTE_KINDS.isdisjoint(kinds) or _has_pdf(kinds, spoken),
         cache_ttl=_cache_ttl(text),
@@ -102,6 +100,14 @@ def read_envelope(body: bytes, *, needs_model: bool = True) -> Envelope:
         passes=1 + rare.compacts + len(rare.fallbacks),
         other_models=rare.fallbacks + tools.models,
     )
+
+
+def with_model(body: bytes, model: str) -> bytes:
+    """The body with another model in the place of its own, and every other byte as it was. For a body that `read_envelope` takes."""
+    members = decode(body)
+    if "model" not in members:
+        raise InvalidRequest('the field "model" is missing; there is nothing to replace')
+    return replaced(body, members, "model", msgspec.json.encode(model))
 
 
 def ceiling_usage(envelope: Envelope, *, context_tokens: int, output_tokens_max: int) -> Usage:
@@ -133,80 +139,6 @@ def ceiling_usage(envelope: Envelope, *, context_tokens: int, output_tokens_max:
     return Usage(uncached_input=prompt, output=output, web_searches=searches)
 
 
-# One object, read the same way by everyone.
-
-_decode_members = msgspec.json.Decoder(_Members).decode
-_decode_str = msgspec.json.Decoder(str).decode
-
-
-def _decode(body: bytes) -> _Members:
-    try:
-        return _decode_members(body)
-    except RecursionError:
-        raise InvalidRequest("the body is nested too deeply; a request nests a few dozen levels at most") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        if isinstance(error, msgspec.ValidationError):
-            raise InvalidRequest("the body is not a JSON object; it must be one object in braces") from None
-        if body[:3] == b"\xef\xbb\xbf":
-            raise InvalidRequest("the body starts with a byte order mark; it must start with the JSON object") from None
-        raise InvalidRequest(f"the body is not valid JSON: {str(error).removeprefix('JSON is malformed: ')}") from None
-
-
-def _prove_read_once(body: bytes, members: _Members) -> None:
-    """Refuse a body that repeats a top-level field, or spells one that matters with escapes.
-
-    The decoder keeps the last of equal keys, another reader may keep the first. If the members written without any space are as long as the body, there
-    was room for nothing else. Otherwise walk over the body, matching each kept value in place: a repeated field cannot fit the walk.
-    """
-    if len(members) > MEMBERS_MAX:
-        raise InvalidRequest(f"the body has {len(members)} top-level fields; at most {MEMBERS_MAX} are read")
-    length = 1 + 4 * len(members) if members else 2
-    for key, value in members.items():
-        length += len(key) + len(value)
-    if length != len(body):
-        _walk(body, members)
-
-
-def _walk(body: bytes, members: _Members) -> None:
-    space = _SPACE.match
-    at = _end(space(body, 0)) + 1  # the opening brace
-    first = True
-    for key, value in members.items():
-        if not first:
-            at += 1  # the comma
-        first = False
-        at = _end(space(body, at))
-        token = _STRING.match(body, at)
-        spelled = b"" if token is None else token[0]
-        if spelled != b'"%b"' % key.encode():
-            actual = _decode_str(spelled)
-            if actual != key:
-                raise _repeated(actual)
-            if key in FIELDS_READ:
-                raise InvalidRequest(f"the field {key!r} is spelled with escapes; write it plainly")
-        at = _end(space(body, at + len(spelled))) + 1  # the colon
-        at = _end(space(body, at))
-        if not body.startswith(value, at):
-            raise _repeated(key)
-        at = _end(space(body, at + len(value)))
-        if body[at] not in b",}":
-            raise _repeated(key)
-    if members and body[at] == 0x2C:
-        token = _STRING.match(body, _end(space(body, at + 1)))
-        raise _repeated("" if token is None else _decode_str(token[0]))
-
-
-def _end(match: re.Match[bytes] | None) -> int:
-    return match.end() if match is not None else 0
-
-
-def _repeated(key: str) -> InvalidRequest:
-    return InvalidRequest(f"the field {_shown(key)} occurs twice; two readers could take different ones, so send it once")
-
-
-_SPACE = re.compile(rb"[ \t\r\n]*")
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-
 FIELDS_READ = frozenset(
     {
         "model", "max_tokens", "stream", "speed", "inference_geo", "service_tier", "tools", "messages", "system", "cache_control", "mcp_servers",
@@ -218,8 +150,10 @@ FIELDS_READ = frozenset(
 
 # Fields.
 
+_decode_str = msgspec.json.Decoder(str).decode
 
-def _model(members: _Members, *, needed: bool) -> str:
+
+def _model(members: Members, *, needed: bool) -> str:
     raw = members.get("model")
     if raw is None:
         if needed:
@@ -228,9 +162,9 @@ def _model(members: _Members, *, needed: bool) -> str:
     try:
         model = _decode_str(raw)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise InvalidRequest(f"model is {_shown(raw)}; it must be a string") from None
+        raise InvalidRequest(f"model is {shown(raw)}; it must be a string") from None
     if not model or len(model) > MODEL_CHARS_MAX or not model.isprintable():
-        raise InvalidRequest(f"model is {_shown(raw)}; it must be 1 to {MODEL_CHARS_MAX} characters without control characters")
+        raise InvalidRequest(f"model is {shown(raw)}; it must be 1 to {MODEL_CHARS_MAX} characters without control characters")
     return model
 
 
@@ -242,7 +176,7 @@ def _max_tokens(raw: msgspec.Raw) -> int:
         count = int(bytes(raw))
         if count <= COUNT_MAX:
             return count
-    raise InvalidRequest(f"max_tokens is {_shown(raw)}; it must be a whole number from 0 to {COUNT_MAX}, written in digits")
+    raise InvalidRequest(f"max_tokens is {shown(raw)}; it must be a whole number from 0 to {COUNT_MAX}, written in digits")
 
 
 def _stream(raw: msgspec.Raw) -> bool:
@@ -251,7 +185,7 @@ def _stream(raw: msgspec.Raw) -> bool:
         return True
     if word == b"false":
         return False
-    raise InvalidRequest(f"stream is {_shown(raw)}; it must be true or false")
+    raise InvalidRequest(f"stream is {shown(raw)}; it must be true or false")
 
 
 def _word(name: str, raw: msgspec.Raw) -> str:
@@ -261,17 +195,10 @@ def _word(name: str, raw: msgspec.Raw) -> str:
         try:
             word = _decode_str(raw)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            raise InvalidRequest(f"{name} is {_shown(raw)}; it must be a string") from None
+            raise InvalidRequest(f"{name} is {shown(raw)}; it must be a string") from None
         if len(word) <= WORD_CHARS_MAX and word.isprintable():
             return word
-    raise InvalidRequest(f"{name} is {_shown(raw)}; it must be at most {WORD_CHARS_MAX} characters without control characters")
-
-
-def _shown(value: str | msgspec.Raw) -> str:
-    """A value as an error may show it: short, and harmless in a log."""
-    text = f'"{value}"' if isinstance(value, str) else bytes(memoryview(value)[:80]).decode(errors="replace")
-    text = ascii(text)[1:-1]
-    return text if len(text) <= 60 else text[:57] + "..."
+    raise InvalidRequest(f"{name} is {shown(raw)}; it must be at most {WORD_CHARS_MAX} characters without control characters")
 
 
 def _given(raw: msgspec.Raw | None) -> bool:
@@ -292,7 +219,7 @@ _NOTHING_RARE = _Rare()
 _RARE = frozenset({"mcp_servers", "container", "thread", "compaction", "context_management", "fallbacks"})
 
 
-def _read_rare(members: _Members) -> _Rare:
+def _read_rare(members: Members) -> _Rare:
     get = members.get
     edits = get("context_management")
     return _Rare(
@@ -330,6 +257,30 @@ def _unescape(match: re.Match[bytes]) -> bytes:
 
 def _has_pdf(kinds: list[bytes], spoken: bytes | msgspec.Raw) -> bool:
     return b"document" in kinds and _PDF.search(spoken) is not None
+
+
+_ENCODED = b'"base64"'
+_DATA = re.compile(rb'"data"\s*:\s*"')
+_SOURCE_BYTES_MAX = 256
+"""How far around its contents a source reaches: the longest media type and some indentation. A bound, so that no body makes this slow."""
+
+
+def _encoded_bytes(body: bytes) -> int:
+    """Bytes of base64 in sources of images and documents. What only looks like such a source (in the text of a message, say) is text."""
+    if _ENCODED not in body:
+        return 0
+    encoded = at = 0
+    while (found := _DATA.search(body, at)) is not None:
+        name, start = found.span()
+        at = body.find(b'"', start)
+        if at < 0:
+            break
+        # A source is one flat object: what says how `data` is written stands between it and the nearest brace, before or after.
+        opening = body.rfind(b"{", max(0, name - _SOURCE_BYTES_MAX), name)
+        closing = body.find(b"}", at, at + _SOURCE_BYTES_MAX)
+        if (opening >= 0 and body.find(_ENCODED, opening, name) >= 0) or (closing >= 0 and body.find(_ENCODED, at, closing) >= 0):
+            encoded += at - start
+    return encoded
 
 
 def _cache_ttl(text: bytes) -> CacheTtl:
