@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tokenweir.cli.moments import duration_ms, moment
 from tokenweir.cli.output import ConfigOption, DataDirOption, JsonOption, note, print_json, print_table, reporting_failures
 from tokenweir.cli.root import app
 
@@ -26,9 +26,6 @@ app.add_typer(team_app, name="team")
 
 KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="Id of the key, or its name if only one key has it.")]
 TeamFilter = Annotated[str, typer.Option("--team", help="Only keys of this team.")]
-
-_DURATION = re.compile(r"(\d{1,6})\s*(s|m|h|d|w)\Z")
-_UNIT_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 
 
 @key_app.command("create")
@@ -55,7 +52,7 @@ def create(
 
     settings = load_settings(config, **({"data_dir": data_dir} if data_dir else {}))
     now_us = wiring.SystemClock().now_us()
-    expires_at_us = _moment(expires, now_us) if expires else None
+    expires_at_us = moment(expires, now_us) if expires else None
     with closing(wiring.open_directory(settings)) as directory:
         issued = issuing.issue_key(
             directory,
@@ -92,7 +89,7 @@ def rotate(
     from tokenweir import issuing
     from tokenweir.settings import load_settings
 
-    overlap_ms = _duration_ms(overlap)
+    overlap_ms = duration_ms(overlap)
     settings = load_settings(config, **({"data_dir": data_dir} if data_dir else {}))
     with closing(wiring.open_directory(settings)) as directory:
         issued = issuing.rotate_key(
@@ -272,22 +269,3 @@ def _cell(plain: dict[str, Any], column: str) -> str:
         return ", ".join(value) or ("any" if column in ("models", "networks") else "-")
     text = str(value or "-")
     return text[:19] + "Z" if column in ("created", "expires", "revoked", "overlap_ends") and value else text
-
-
-def _moment(text: str, now_us: Micros) -> Micros:
-    """A date or time to come, or a duration from now."""
-    from tokenweir.periods import parse_instant
-
-    if _DURATION.match(text.strip()):
-        return now_us + _duration_ms(text) * 1_000
-    try:
-        return parse_instant(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not a date, a time or a duration; write it like 2027-01-31, 2027-01-31T12:00:00Z or 90d") from None
-
-
-def _duration_ms(text: str) -> int:
-    found = _DURATION.match(text.strip())
-    if found is None:
-        raise ValueError(f"{text!r} is not a duration; write it like 90d, 24h, 30m or 0s")
-    return int(found[1]) * _UNIT_MS[found[2]]

@@ -7,13 +7,14 @@ has to look them up. Time and randomness are arguments. Change with it: `limit_p
 
 from __future__ import annotations
 
-from tokenweir.limiting.asking import LIFECYCLE, approve, ask_for_more, comment, deny, list_requests, withdraw
-from tokenweir.limiting.finding import Place, find_place, list_limits, show_limit
+from tokenweir.limiting.asking import LIFECYCLE, Asked, approve, ask_for_more, comment, deny, list_requests, show_request, withdraw
+from tokenweir.limiting.finding import Place, find_place, list_limits, show_limit, whose_of
 from tokenweir.limiting.granting import Granted, add_grant, list_grants, void_grant
 from tokenweir.limiting.setting import SetLimit, remove_limit, set_limit
 
 __all__ = [
     "LIFECYCLE",
+    "Asked",
     "Granted",
     "Place",
     "SetLimit",
@@ -29,6 +30,8 @@ __all__ = [
     "remove_limit",
     "set_limit",
     "show_limit",
+    "show_request",
     "void_grant",
+    "whose_of",
     "withdraw",
 ]

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, Literal, TypeAlias
 
+import msgspec
+
 from tokenweir.errors import Conflict
 from tokenweir.issuing import Entropy, new_id
-from tokenweir.limit_ports import Comment, IncreaseRequest, LimitDirectory, RequestState
-from tokenweir.limiting.finding import live_limit, show_limit
+from tokenweir.limit_ports import Comment, IncreaseRequest, LimitDirectory, LimitRecord, RequestState
+from tokenweir.limiting.finding import limits_of, live_limit, show_limit
 from tokenweir.limiting.granting import checked_more, checked_span, checked_text
 from tokenweir.limits.limit import Grant
 from tokenweir.periods import Micros, format_instant
@@ -28,6 +30,13 @@ LIFECYCLE: Final[Mapping[RequestState, Mapping[Verb, RequestState]]] = {
 """What can become of a request. The grant of an approved one can still be ended (`void_grant`)."""
 
 
+class Asked(msgspec.Struct, frozen=True):
+    """A request, and the limit that it is for."""
+
+    request: IncreaseRequest
+    limit: LimitRecord
+
+
 def ask_for_more(
     limits: LimitDirectory,
     limit: str,
@@ -38,7 +47,7 @@ def ask_for_more(
     actor: str,
     now_us: Micros,
     entropy: Entropy,
-) -> IncreaseRequest:
+) -> Asked:
     """Ask for that much besides what a limit (by id or name) allows; without an end, to the end of its cycle. Raises ValueError, NotFound, Conflict."""
     found = live_limit(limits, limit)
     why = checked_text("reason", reason)
@@ -56,22 +65,29 @@ def ask_for_more(
         created_at_us=now_us,
     )
     limits.add_request(request, actor=actor)
-    return request
+    return Asked(request, found)
 
 
-def list_requests(limits: LimitDirectory, *, limit: str = "", state: str = "") -> list[IncreaseRequest]:
+def list_requests(limits: LimitDirectory, *, limit: str = "", state: str = "") -> list[Asked]:
     """Requests in order of creation: all, those of one limit, those in one state."""
     if state and state not in LIFECYCLE:
         raise ValueError(f"{state!r} is no state of a request; there are {', '.join(LIFECYCLE)}")
-    return limits.requests(limit_id=show_limit(limits, limit).limit.limit_id if limit else "", state=state)
+    requests = limits.requests(limit_id=show_limit(limits, limit).limit.limit_id if limit else "", state=state)
+    of = limits_of(limits, (request.limit_id for request in requests))
+    return [Asked(request, of[request.limit_id]) for request in requests]
 
 
-def comment(limits: LimitDirectory, request_id: str, text: str, *, actor: str, now_us: Micros) -> IncreaseRequest:
+def show_request(limits: LimitDirectory, request_id: str) -> Asked:
+    """One request; NotFound if there is none."""
+    return _with_limit(limits, limits.request(request_id.strip()))
+
+
+def comment(limits: LimitDirectory, request_id: str, text: str, *, actor: str, now_us: Micros) -> Asked:
     """Say something about a request, also after it was decided."""
     said = _said(text, actor, now_us)
     if said is None:
         raise ValueError("say something; an empty comment is none")
-    return limits.comment_request(request_id.strip(), said, actor=actor)
+    return _with_limit(limits, limits.comment_request(request_id.strip(), said, actor=actor))
 
 
 def approve(
@@ -84,7 +100,7 @@ def approve(
     actor: str,
     now_us: Micros,
     entropy: Entropy,
-) -> IncreaseRequest:
+) -> Asked:
     """Grant what was asked, or the amount and end given here in its place, as an increase that begins at once. Raises ValueError, NotFound, Conflict."""
     request, state = _decidable(limits, request_id, "approve")
     found = live_limit(limits, request.limit_id)
@@ -103,22 +119,23 @@ def approve(
         created_at_us=now_us,
     )
     said = _said(comment, actor, now_us)
-    return limits.decide_request(request.request_id, state, grant=grant, comment=said, actor=actor, now_us=now_us)
+    return Asked(limits.decide_request(request.request_id, state, grant=grant, comment=said, actor=actor, now_us=now_us), found)
 
 
-def deny(limits: LimitDirectory, request_id: str, *, comment: str, actor: str, now_us: Micros) -> IncreaseRequest:
+def deny(limits: LimitDirectory, request_id: str, *, comment: str, actor: str, now_us: Micros) -> Asked:
     """Refuse a request, with the reason. Raises ValueError, NotFound, Conflict."""
     said = _said(comment, actor, now_us)
     if said is None:
         raise ValueError("say why; whoever asked has only that to go by")
     request, state = _decidable(limits, request_id, "deny")
-    return limits.decide_request(request.request_id, state, grant=None, comment=said, actor=actor, now_us=now_us)
+    return _with_limit(limits, limits.decide_request(request.request_id, state, grant=None, comment=said, actor=actor, now_us=now_us))
 
 
-def withdraw(limits: LimitDirectory, request_id: str, *, comment: str = "", actor: str, now_us: Micros) -> IncreaseRequest:
+def withdraw(limits: LimitDirectory, request_id: str, *, comment: str = "", actor: str, now_us: Micros) -> Asked:
     """Take a request back that is not decided yet. Raises NotFound, Conflict."""
     request, state = _decidable(limits, request_id, "withdraw")
-    return limits.decide_request(request.request_id, state, grant=None, comment=_said(comment, actor, now_us), actor=actor, now_us=now_us)
+    said = _said(comment, actor, now_us)
+    return _with_limit(limits, limits.decide_request(request.request_id, state, grant=None, comment=said, actor=actor, now_us=now_us))
 
 
 def _decidable(limits: LimitDirectory, request_id: str, verb: Verb) -> tuple[IncreaseRequest, RequestState]:
@@ -128,6 +145,10 @@ def _decidable(limits: LimitDirectory, request_id: str, verb: Verb) -> tuple[Inc
         when = "" if request.decided_at_us is None else f" at {format_instant(request.decided_at_us)}"
         raise Conflict(f"request {request.request_id} was {request.state} by {request.decided_by}{when} and stays so; ask anew")
     return request, state
+
+
+def _with_limit(limits: LimitDirectory, request: IncreaseRequest) -> Asked:
+    return Asked(request, limits_of(limits, [request.limit_id])[request.limit_id])
 
 
 def _said(text: str, actor: str, now_us: Micros) -> Comment | None:

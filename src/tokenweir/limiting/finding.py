@@ -6,6 +6,9 @@ things is answered with the choices. Nothing is made here. Change with it: `issu
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Final
+
 import msgspec
 
 from tokenweir.errors import Conflict, NotFound
@@ -15,6 +18,9 @@ from tokenweir.limits.identity import whose
 from tokenweir.limits.limit import Scope
 from tokenweir.periods import format_instant
 from tokenweir.ports import Directory, OrganizationRecord, TeamRecord
+
+ONE_BY_ONE_MAX: Final = 20
+"""More limits than this are read all together."""
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -91,6 +97,15 @@ def live_limit(limits: LimitDirectory, limit: str) -> LimitRecord:
     if found.removed_at_us is not None:
         raise Conflict(f"limit {found.limit.limit_id} ({found.limit.name}) was removed at {format_instant(found.removed_at_us)}; set it again first")
     return found
+
+
+def limits_of(limits: LimitDirectory, limit_ids: Iterable[str]) -> dict[str, LimitRecord]:
+    """The limits of those ids, removed ones too."""
+    wanted = set(limit_ids)
+    if len(wanted) > ONE_BY_ONE_MAX:
+        return {one.limit.limit_id: one for one in limits.limits(removed=True) if one.limit.limit_id in wanted}
+    found = (one for limit_id in wanted for one in limits.limits(removed=True, named=limit_id))
+    return {one.limit.limit_id: one for one in found if one.limit.limit_id in wanted}
 
 
 def whose_of(record: LimitRecord) -> str:

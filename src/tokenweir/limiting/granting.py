@@ -13,7 +13,7 @@ import msgspec
 
 from tokenweir.issuing import Entropy, new_id
 from tokenweir.limit_ports import LimitDirectory, LimitRecord
-from tokenweir.limiting.finding import live_limit, show_limit
+from tokenweir.limiting.finding import limits_of, live_limit, show_limit
 from tokenweir.limits import drafting
 from tokenweir.limits.cycle import bounds
 from tokenweir.limits.limit import AMOUNT_MAX, Cycle, Grant, Limit, Resource
@@ -85,11 +85,10 @@ def void_grant(limits: LimitDirectory, grant_id: str, *, actor: str, now_us: Mic
 
 def list_grants(limits: LimitDirectory, *, limit: str = "", voided: bool = False) -> list[Granted]:
     """Grants in order of creation: all, or those of one limit."""
-    if limit:
-        one = show_limit(limits, limit)
-        return [Granted(grant, one) for grant in limits.grants(limit_id=one.limit.limit_id, voided=voided)]
-    of = {one.limit.limit_id: one for one in limits.limits(removed=True)}
-    return [Granted(grant, of[grant.limit_id]) for grant in limits.grants(voided=voided) if grant.limit_id in of]
+    of_id = show_limit(limits, limit).limit.limit_id if limit else ""
+    grants = limits.grants(limit_id=of_id, voided=voided)
+    of = limits_of(limits, (grant.limit_id for grant in grants))
+    return [Granted(grant, of[grant.limit_id]) for grant in grants]
 
 
 def checked_more(found: LimitRecord, amount: str | int) -> int:
