@@ -80,8 +80,10 @@ def plain_grant(granted: Granted, now_us: Micros) -> dict[str, Any]:
     }
 
 
-def plain_request(asked: Asked) -> dict[str, Any]:
-    """A request for more as JSON shows it."""
+def plain_request(asked: Asked, now_us: Micros) -> dict[str, Any]:
+    """A request for more as JSON shows it, with the grant that was made of it."""
+    from tokenweir.limiting import Granted
+
     request, limit = asked.request, asked.limit.limit
     return {
         "id": request.request_id,
@@ -96,7 +98,7 @@ def plain_request(asked: Asked) -> dict[str, Any]:
         "created": _instant(request.created_at_us),
         "decided_by": request.decided_by or None,
         "decided": _instant(request.decided_at_us),
-        "grant_id": request.grant_id or None,
+        "grant": None if asked.grant is None else plain_grant(Granted(asked.grant, asked.limit), now_us),
         "comments": [{"at": _instant(one.at_us), "by": one.by, "text": one.text} for one in request.comments],
     }
 

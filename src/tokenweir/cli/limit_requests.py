@@ -17,6 +17,7 @@ from tokenweir.cli.root import app
 
 if TYPE_CHECKING:
     from tokenweir.limiting import Asked
+    from tokenweir.periods import Micros
 
 request_app = typer.Typer(help="Requests for more than a limit allows.", no_args_is_help=True)
 app.add_typer(request_app, name="request")
@@ -50,7 +51,7 @@ def create(
         asked = limiting.ask_for_more(
             limits, limit, amount=amount, until_us=until_us, reason=reason, actor=actor(), now_us=now_us, entropy=os.urandom
         )
-    _show(asked, as_json=as_json, done="created; it waits for a decision (tokenweir request approve|deny)")
+    _show(asked, now_us, as_json=as_json, done="created; it waits for a decision (tokenweir request approve|deny)")
 
 
 @request_app.command("list")
@@ -70,10 +71,11 @@ def list_(
     from tokenweir.settings import load_settings
 
     settings = load_settings(config, **({"data_dir": data_dir} if data_dir else {}))
+    now_us = wiring.SystemClock().now_us()
     with closing(wiring.open_limit_directory(settings)) as limits:
         found = limiting.list_requests(limits, limit=limit, state=state)
     if as_json:
-        print_json([plain_request(one) for one in found])
+        print_json([plain_request(one, now_us) for one in found])
         return
     rows = [
         [
@@ -103,22 +105,23 @@ def show(request: RequestArgument, *, as_json: JsonOption = False, config: Confi
     from tokenweir.settings import load_settings
 
     settings = load_settings(config, **({"data_dir": data_dir} if data_dir else {}))
+    now_us = wiring.SystemClock().now_us()
     with closing(wiring.open_limit_directory(settings)) as limits:
         asked = limiting.show_request(limits, request)
     if as_json:
-        print_json(plain_request(asked))
+        print_json(plain_request(asked, now_us))
         return
-    one = asked.request
+    one, grant, resource = asked.request, asked.grant, asked.limit.limit.resource
     fields = {
         "id": one.request_id,
         "limit": f"{asked.limit.limit.name} ({one.limit_id})",
-        "more": amount_of(one.amount, asked.limit.limit.resource),
+        "more": amount_of(one.amount, resource),
         "until": when(one.until_us, none="end of the cycle"),
         "reason": one.reason,
         "asked": f"{one.requested_by} at {when(one.created_at_us)}",
         "state": one.state,
         "decided": f"{one.decided_by} at {when(one.decided_at_us)}" if one.decided_by else "-",
-        "grant": one.grant_id or "-",
+        "grant": "-" if grant is None else f"{grant.grant_id}: {amount_of(grant.amount, resource)} until {when(grant.expires_at_us)}",
     }
     print_table(["field", "value"], list(fields.items()))
     if one.comments:
@@ -141,9 +144,10 @@ def comment(
     from tokenweir.settings import load_settings
 
     settings = load_settings(config, **({"data_dir": data_dir} if data_dir else {}))
+    now_us = wiring.SystemClock().now_us()
     with closing(wiring.open_limit_directory(settings)) as limits:
-        asked = limiting.comment(limits, request, text, actor=actor(), now_us=wiring.SystemClock().now_us())
-    _show(asked, as_json=as_json, done="commented")
+        asked = limiting.comment(limits, request, text, actor=actor(), now_us=now_us)
+    _show(asked, now_us, as_json=as_json, done="commented")
 
 
 @request_app.command("approve")
@@ -168,7 +172,7 @@ def approve(
     until_us = moment(until, now_us) if until else None
     with closing(wiring.open_limit_directory(settings)) as limits:
         asked = limiting.approve(limits, request, amount=amount, until_us=until_us, comment=comment, actor=actor(), now_us=now_us, entropy=os.urandom)
-    _show(asked, as_json=as_json, done=f"approved; the grant is {asked.request.grant_id}")
+    _show(asked, now_us, as_json=as_json, done=_granted(asked))
 
 
 @request_app.command("deny")
@@ -187,9 +191,10 @@ def deny(
     from tokenweir.settings import load_settings
 
     settings = load_settings(config, **({"data_dir": data_dir} if data_dir else {}))
+    now_us = wiring.SystemClock().now_us()
     with closing(wiring.open_limit_directory(settings)) as limits:
-        asked = limiting.deny(limits, request, comment=comment, actor=actor(), now_us=wiring.SystemClock().now_us())
-    _show(asked, as_json=as_json, done="denied")
+        asked = limiting.deny(limits, request, comment=comment, actor=actor(), now_us=now_us)
+    _show(asked, now_us, as_json=as_json, done="denied")
 
 
 @request_app.command("withdraw")
@@ -208,16 +213,26 @@ def withdraw(
     from tokenweir.settings import load_settings
 
     settings = load_settings(config, **({"data_dir": data_dir} if data_dir else {}))
+    now_us = wiring.SystemClock().now_us()
     with closing(wiring.open_limit_directory(settings)) as limits:
-        asked = limiting.withdraw(limits, request, comment=comment, actor=actor(), now_us=wiring.SystemClock().now_us())
-    _show(asked, as_json=as_json, done="withdrawn")
+        asked = limiting.withdraw(limits, request, comment=comment, actor=actor(), now_us=now_us)
+    _show(asked, now_us, as_json=as_json, done="withdrawn")
 
 
-def _show(asked: Asked, *, as_json: bool, done: str) -> None:
+def _granted(asked: Asked) -> str:
+    from tokenweir.cli.limit_fields import amount_of, when
+
+    if asked.grant is None:
+        return "approved"
+    what = amount_of(asked.grant.amount, asked.limit.limit.resource)
+    return f"approved: {what} until {when(asked.grant.expires_at_us)} (grant {asked.grant.grant_id})"
+
+
+def _show(asked: Asked, now_us: Micros, *, as_json: bool, done: str) -> None:
     from tokenweir.cli.limit_fields import amount_of, plain_request
 
     if as_json:
-        print_json(plain_request(asked))
+        print_json(plain_request(asked, now_us))
         return
     more = amount_of(asked.request.amount, asked.limit.limit.resource)
     sys.stdout.write(f"Request {asked.request.request_id} for {more} more in {asked.limit.limit.name} {done}.\n")

@@ -35,6 +35,8 @@ class Asked(msgspec.Struct, frozen=True):
 
     request: IncreaseRequest
     limit: LimitRecord
+    grant: Grant | None = None
+    """What was granted on it, which may be more or less than was asked."""
 
 
 def ask_for_more(
@@ -74,7 +76,10 @@ def list_requests(limits: LimitDirectory, *, limit: str = "", state: str = "") -
         raise ValueError(f"{state!r} is no state of a request; there are {', '.join(LIFECYCLE)}")
     requests = limits.requests(limit_id=show_limit(limits, limit).limit.limit_id if limit else "", state=state)
     of = limits_of(limits, (request.limit_id for request in requests))
-    return [Asked(request, of[request.limit_id]) for request in requests]
+    granted = {request.limit_id for request in requests if request.grant_id}
+    grants = limits.grants(limit_id=next(iter(granted)) if len(granted) == 1 else "", voided=True) if granted else []
+    by_id = {grant.grant_id: grant for grant in grants}
+    return [Asked(request, of[request.limit_id], by_id.get(request.grant_id)) for request in requests]
 
 
 def show_request(limits: LimitDirectory, request_id: str) -> Asked:
@@ -119,7 +124,7 @@ def approve(
         created_at_us=now_us,
     )
     said = _said(comment, actor, now_us)
-    return Asked(limits.decide_request(request.request_id, state, grant=grant, comment=said, actor=actor, now_us=now_us), found)
+    return Asked(limits.decide_request(request.request_id, state, grant=grant, comment=said, actor=actor, now_us=now_us), found, grant)
 
 
 def deny(limits: LimitDirectory, request_id: str, *, comment: str, actor: str, now_us: Micros) -> Asked:
@@ -148,7 +153,9 @@ def _decidable(limits: LimitDirectory, request_id: str, verb: Verb) -> tuple[Inc
 
 
 def _with_limit(limits: LimitDirectory, request: IncreaseRequest) -> Asked:
-    return Asked(request, limits_of(limits, [request.limit_id])[request.limit_id])
+    found = limits_of(limits, [request.limit_id])[request.limit_id]
+    grants = limits.grants(limit_id=request.limit_id, voided=True) if request.grant_id else []
+    return Asked(request, found, next((grant for grant in grants if grant.grant_id == request.grant_id), None))
 
 
 def _said(text: str, actor: str, now_us: Micros) -> Comment | None:

@@ -108,7 +108,7 @@ def checked_span(limit: Limit, kind: GrantKind, from_us: Micros | None, until_us
     """When a grant begins and ends, in whole quarters of an hour; raises ValueError for what does not fit the limit or lies behind."""
     if kind != "increase" and not isinstance(limit.window, Cycle):
         kept = "is counted at every moment" if limit.resource is Resource.CONCURRENCY else "flows back by itself"
-        raise ValueError(f"limit {limit.name} has no calendar window: what is used of it {kept}, so it takes an increase and no {kind}")
+        raise ValueError(f"limit {limit.name} has no calendar window: what is used of it {kept}, so it takes an increase, but no credit or top-up")
     if from_us is not None and from_us < quarter_start(now_us):
         raise ValueError(f"from {format_instant(from_us)} has passed; a grant begins now or later")
     starts_us = quarter_start(now_us if from_us is None else from_us)
