@@ -25,7 +25,7 @@ def compare(settings: Settings, truth: Path) -> dict[str, Any]:
     named = {entry.upstream_request_id: entry for entry in entries if entry.upstream_request_id}
     nameless = [entry for entry in entries if not entry.upstream_request_id]
     outcome: dict[str, Any] = {"attempts": 0, "exact": 0, "flagged": 0, "tokens": 0, "cost_nanos": 0, "differences": []}
-    for said in map(json.loads, truth.read_text("utf-8").splitlines()):
+    for said in sorted(map(json.loads, truth.read_text("utf-8").splitlines()), key=lambda line: str(line["received_at"])):
         entry = named.pop(said["request_id"], None) or _without_a_name(said, nameless)
         if entry is None:
             outcome["differences"].append(f"{said['request_id']} ({said['outcome']}) is not in the ledger")
@@ -42,16 +42,20 @@ def compare(settings: Settings, truth: Path) -> dict[str, Any]:
 
 
 def _without_a_name(said: dict[str, Any], nameless: list[Entry]) -> Entry | None:
-    """The entry of an attempt that ended before the head of its answer was read: it began just before, and its ceiling holds what was billed."""
+    """The entry of an attempt that ended before the head of its answer was read: the last that began before it, and its ceiling holds what was billed."""
     received_us = parse_instant(said["received_at"])
-    for index, entry in enumerate(nameless):
-        if (
-            0 <= received_us - entry.started_at_us < 5 * SECOND_US
-            and entry.cost_nanos >= said["cost_nanos"]
-            and said["model"] == entry.model_requested
-        ):
-            return nameless.pop(index)
-    return None
+    fitting = [
+        entry
+        for entry in nameless
+        if 0 <= received_us - entry.started_at_us < 5 * SECOND_US
+        and entry.cost_nanos >= said["cost_nanos"]
+        and said["model"] == entry.model_requested
+    ]
+    if not fitting:
+        return None
+    found = max(fitting, key=lambda entry: entry.started_at_us)
+    nameless.remove(found)
+    return found
 
 
 def _add(outcome: dict[str, Any], entry: Entry) -> None:
