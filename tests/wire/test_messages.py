@@ -484,6 +484,40 @@ def test_unknown_fields_are_kept_in_the_raw_usage():
     assert json.loads(reading_of(start(usage), end(output_tokens=1)).raw_usage).keys() == usage.keys()
 
 
+# While the stream runs.
+
+
+def test_what_was_seen_of_the_output_grows_as_it_streams_and_ends_at_the_stated_count():
+    meter = StreamMeter("m")
+    assert meter.output_seen == 0
+    meter.feed(start() + BLOCK)
+    assert meter.output_seen == 1, "what message_start states"
+    meter.feed(text("x" * 40))
+    assert meter.output_seen == 10
+    meter.feed(text("y" * 41))
+    assert meter.output_seen == 21, "rounded up"
+    meter.feed(end(output_tokens=7))
+    assert meter.output_seen == 7, "the final count is the truth, also when it is less"
+
+
+def test_a_stream_that_starts_again_is_seen_from_its_beginning():
+    meter = StreamMeter("m")
+    meter.feed(start() + BLOCK + text("x" * 4000))
+    meter.feed(start({"input_tokens": 25}) + BLOCK)
+    assert meter.output_seen == 0
+
+
+@given(st.lists(st.one_of(st.integers(0, 400).map(lambda n: text("x" * n)), st.integers(0, 900).map(lambda n: end(None, output_tokens=n)))))
+def test_at_every_moment_a_reading_books_the_output_that_was_seen(events):
+    meter = StreamMeter("m")
+    meter.feed(start() + BLOCK)
+    for one in events:
+        meter.feed(one)
+        metered = meter.reading().metered
+        assert metered is not None
+        assert metered.usage.output == meter.output_seen
+
+
 # The usage object alone.
 
 

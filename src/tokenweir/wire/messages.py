@@ -9,7 +9,6 @@ never decoded. Change together with `usage_fields.py` (what the merged object me
 from __future__ import annotations
 
 import json
-import math
 
 import msgspec
 
@@ -84,8 +83,8 @@ class StreamMeter:
     """Watches the bytes of one streamed answer. Feed it what is relayed, cut anyhow; ask it at any moment what is known."""
 
     __slots__ = (
-        "_blocks", "_chars", "_counted", "_error", "_flags", "_message_id", "_model", "_requested_model", "_scanner", "_stop_reason", "_usage",
-        "final", "head_error", "opened",
+        "_blocks", "_chars", "_counted", "_error", "_flags", "_message_id", "_model", "_requested_model", "_scanner", "_stated", "_stop_reason",
+        "_usage", "final", "head_error", "opened",
     )  # fmt: skip
 
     def __init__(self, requested_model: str) -> None:
@@ -94,7 +93,7 @@ class StreamMeter:
         self._usage: JsonObject | None = None
         self._model = self._message_id = self._stop_reason = self._error = ""
         self._blocks = False
-        self._chars = 0
+        self._chars = self._stated = 0
         self._counted = False
         self._flags: list[str] = []
         self.opened = False
@@ -107,6 +106,12 @@ class StreamMeter:
     def head_known(self) -> bool:
         """Whether it is known if the stream opens with a message or with an error."""
         return self.opened or self.final
+
+    @property
+    def output_seen(self) -> int:
+        """Tokens of output so far: the final count once it was stated, and before that what a reading would estimate. Cheap enough for every chunk."""
+        estimated = -(-self._chars // CHARS_PER_TOKEN)
+        return self._stated if self._counted or self._stated > estimated else estimated
 
     def feed(self, chunk: bytes) -> bool:
         """Take note of more of the stream; True once nothing billable can follow."""
@@ -144,7 +149,7 @@ class StreamMeter:
             self._note(FLAG_RESTARTED)
         self.opened = True
         self.final = self._blocks = self._counted = False
-        self._chars = 0
+        self._chars = self._stated = 0
         self._stop_reason = ""
         self._message_id = _string(message.get("id"))
         self._model = _string(message.get("model"), MODEL_CHARS_MAX + 1)
@@ -175,6 +180,7 @@ class StreamMeter:
                 self._note(f"{FLAG_BAD_FIELD}:{name}")
             elif name in merged or name in KNOWN or len(merged) < FIELDS_MAX:
                 merged[name] = field
+        self._stated = merged.get("output_tokens") or 0  # a bad count was never merged
 
     def _note(self, flag: str) -> None:
         if flag not in self._flags:
@@ -198,8 +204,7 @@ class StreamMeter:
             return Reading(None, Certainty.CEILING, self._message_id, self._stop_reason, error_type=self._error, final=self.final)
         usage = self._usage
         if not self._counted:
-            stated = usage.get("output_tokens") or 0  # bad counts were never merged
-            usage = {**usage, "output_tokens": max(stated, math.ceil(self._chars / CHARS_PER_TOKEN))}
+            usage = {**usage, "output_tokens": self.output_seen}
         refused = self._counted and self._stop_reason == "refusal" and not self._blocks
         metered = read_metered(usage, model=_model(self._model, self._requested_model), empty_refusal=refused)
         oversized = [FLAG_OVERSIZED_EVENT] if self._scanner.oversized else []
