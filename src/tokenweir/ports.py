@@ -231,6 +231,20 @@ class Cell(msgspec.Struct, frozen=True):
     sums: Sums
 
 
+class Use(msgspec.Struct, frozen=True, gc=False):
+    """What one entry of the gateway's own used, without all that limits do not ask for. Of an adjustment all counts are differences."""
+
+    entry_id: str
+    started_at_us: Micros
+    ended_at_us: Micros
+    organization_id: str
+    team_id: str
+    key_id: str
+    model: str
+    session_id: str
+    sums: Sums
+
+
 class Names(msgspec.Struct, frozen=True):
     """What the directory calls the things that entries know by id. What is missing was deleted or belongs to another database."""
 
@@ -350,6 +364,36 @@ class LedgerSnapshot(Protocol):
 
     def names(self) -> Names:
         """The names of organizations, teams and keys."""
+        ...
+
+    def known(self, entry_ids: Sequence[str]) -> set[str]:
+        """Those of the ids that are in the ledger."""
+        ...
+
+    def sums(
+        self,
+        spans: Sequence[tuple[Grain, Micros, Micros]],
+        *,
+        by: Sequence[str] = (),
+        only: Mapping[str, Sequence[str]] | None = None,
+        buckets: bool = False,
+    ) -> list[Cell]:
+        """As `LedgerStore.sums`."""
+        ...
+
+    def uses(self, since_us: Micros, until_us: Micros, *, only: Mapping[str, Sequence[str]] | None = None) -> Iterator[Use]:
+        """What each attempt and adjustment of the gateway's own used that began in [since, until); `only` names columns and accepted values."""
+        ...
+
+    def adjustments(self, made_since_us: Micros) -> list[Use]:
+        """What adjustments of the gateway's own attempts changed that were made at that moment or later, whenever the attempts began."""
+        ...
+
+    def session_sums(self, since_us: Micros, until_us: Micros, sessions: Sequence[str], *, buckets: bool = False) -> list[Cell]:
+        """Entries of the gateway's own that began in [since, until), by organization, team, key, model and session; with `buckets`, by quarter as well.
+
+        Sessions are named by their id, or by the id of a key: then those of its requests that named no session.
+        """
         ...
 
 

@@ -74,6 +74,21 @@ def take_lock(path: Path) -> int | None:
     return descriptor
 
 
+def is_alive(directory: Path, writer: str) -> bool:
+    """Whether somebody holds the writer's lock: the writer itself, or for a short time the worker that buries it. Makes no file."""
+    try:
+        descriptor = os.open(lock_path(directory, writer), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def sync_directory(directory: Path) -> None:
     """Make names that were added or changed in the directory survive a power cut."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -103,6 +103,11 @@ def spend(store: LedgerStore, query: Query) -> Report:
     return Report(rows, totals, since_us, until_us)
 
 
+def spans(since_us: Micros, until_us: Micros) -> list[Span]:
+    """The range, taken outward to whole quarters, as spans of rollups: whole UTC days from the day grain, the rest from the finer one."""
+    return _spans([quarter_start(since_us)], _ceiling(until_us), fine=False)
+
+
 def time_zone(name: str) -> tzinfo:
     """The time zone of that name; raises ValueError with a sentence."""
     if name.upper() in ("UTC", "Z"):
