@@ -119,6 +119,7 @@ Event: TypeAlias = Literal[
     "journal_corrupt",  # a frame in a segment does not check; fields: segment, offset
     "directory_unavailable",  # the key snapshot could not be refreshed; fields: error
     "credential_unusable",  # an upstream credential cannot be read or may not be used; fields: credential_id, error
+    "limits_unread",  # what was used of limits, or corrected since, could not be read; fields: error
     "store_unavailable",  # the worker cannot reach the database; fields: error
     "store_back",  # and now it can
     "attempts_recovered",  # attempts of a dead gateway booked at their ceiling; fields: count, writer

@@ -27,6 +27,9 @@ def serve(
     data_dir: DataDirOption = None,
     port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="Port of the gateway; 0 lets the system choose.")] = None,
     host: Annotated[str | None, typer.Option("--host", help="Address to listen on; 127.0.0.1 unless set.")] = None,
+    workers: Annotated[
+        int, typer.Option("--workers", min=1, max=64, help="Gateway processes; more than one need limits.store_url, to count limits together.")
+    ] = 1,
     role: Annotated[ServeRole, typer.Option("--role", help="Run one role alone, under a supervisor of your own.")] = ServeRole.ALL,
     listen_fd: Annotated[int | None, typer.Option("--listen-fd", hidden=True)] = None,
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
@@ -47,7 +50,7 @@ def serve(
         case ServeRole.WORKER:
             code = processes.run_worker(settings, announce=print_json, supervised=supervised)
         case ServeRole.ALL:
-            code = processes.run_everything(settings, config_arguments=_repeated(config, data_dir), announce=print_json)
+            code = processes.run_everything(settings, config_arguments=_repeated(config, data_dir), announce=print_json, gateways=workers)
     if code:
         fail("ended out of order; the log above says why", code=code)
 

@@ -78,7 +78,7 @@ class Settlement(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=2):
     stop_reason: str = ""
     error_type: str = ""
     cut: str = ""
-    """Who ended it early: `client`, `upstream`, `shutdown`, `gateway` (it failed); empty if nobody did."""
+    """Who ended it early: `client`, `upstream`, `shutdown`, `limit` (no more room), `gateway` (it failed); empty if nobody did."""
     first_byte_us: int = 0
     """Time from sending to the first byte of the answer; 0 if none came."""
     flags: tuple[str, ...] = ()

@@ -152,7 +152,7 @@ class LimitBook:
     def link(self, limit: Limit, seat: str, *, now_us: Micros) -> Link:
         """The limit for one seat, as of now."""
         link = self._links.get((limit.limit_id, seat))
-        if link is not None and link.known and now_us < link.valid_until_us:
+        if link is not None and link.known and link.starts_us <= now_us < link.valid_until_us:
             return link
         link = self._make_link(limit, seat, now_us)
         if len(self._links) >= CHAINS_MAX:
@@ -191,9 +191,7 @@ class LimitBook:
                     known = allowance is not None and now_us < allowance.valid_until_us
                     if allowance is not None and known:
                         amount, until_us = allowance.room, min(until_us, allowance.valid_until_us)
-                bucket = _bucket(
-                    limit, f"{bucket_id}|{starts_us}", Kind.COUNTER, amount, fresh=starts_us >= self._complete_since_us, ends_us=ends_us
-                )
+                bucket = _bucket(limit, f"{bucket_id}|{starts_us}", Kind.COUNTER, amount, fresh=starts_us >= self._complete_since_us, ends_us=ends_us)
                 return Link(limit, seat, bucket, starts_us, until_us, known)
 
 

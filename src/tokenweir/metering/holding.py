@@ -62,6 +62,12 @@ class Holder:
         task.add_done_callback(self._tasks.discard)
 
 
+    async def settle_down(self) -> None:
+        """Wait until everything that was asked for beside the relaying has been answered."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+
 class Held:
     """Room taken for one request, owned by its ticket."""
 

@@ -128,7 +128,9 @@ def fault_of_limit(denied: LimitDenied) -> Fault:
 def out_of_room(link: Link) -> str:
     """Why a stream was ended."""
     amount, unit = amount_words(link.limit.resource, link.bucket.room)
-    return f"{link.limit.name}: the stream was ended because the limit of {amount} {unit} {period_words(link.limit)} has no more room".replace("  ", " ")
+    return f"{link.limit.name}: the stream was ended because the limit of {amount} {unit} {period_words(link.limit)} has no more room".replace(
+        "  ", " "
+    )
 
 
 def _words(link: Link, standing: Standing, asked: int) -> LimitWords:

@@ -46,5 +46,3 @@ class LocalShare:
 
 def _is_rate(link: Link) -> bool:
     return link.bucket.kind is not Kind.COUNTER and link.limit.resource is not Resource.SPEND
-
-

@@ -14,14 +14,15 @@ from typing import Final, NoReturn
 
 from tokenweir.errors import TokenweirError
 from tokenweir.limit_ports import LimitRecord, LimitStore
-from tokenweir.limits.book import LimitBook
+from tokenweir.limits.book import LimitBook, seat_of
+from tokenweir.limits.bucket import Bucket, Kind
 from tokenweir.limits.estimate import Estimator
 from tokenweir.metering.limit_status import LimitStandings
 from tokenweir.metering.limit_use import UseLookup
 from tokenweir.metering.limiter import Limiter
-from tokenweir.metering.seeding import AdjustmentFeed, LedgerUse
+from tokenweir.metering.seeding import AdjustmentFeed, LedgerUse, units
 from tokenweir.metering.waiting import WaitingRoom
-from tokenweir.ports import Clock
+from tokenweir.ports import Clock, Use
 from tokenweir.pricing.rate_card import RateCard
 from tokenweir.principals import Principal
 from tokenweir.telemetry import log
@@ -32,13 +33,24 @@ CORRECTIONS_EVERY_S: Final = 1.0
 class ProcessLimits:
     """Everything of limits that a gateway process has."""
 
-    def __init__(self, *, store: LimitStore, use: LedgerUse, card: RateCard, names: RateCard, clock: Clock, local_share_percent: int) -> None:
+    def __init__(
+        self,
+        *,
+        store: LimitStore,
+        use: LedgerUse,
+        feed: AdjustmentFeed,
+        card: RateCard,
+        names: RateCard,
+        clock: Clock,
+        local_share_percent: int,
+    ) -> None:
         self.book = LimitBook(canonical=names.resolve, complete_since_us=None if store.shared else clock.now_us())
         self.room = WaitingRoom(clock)
+        self._principals: Sequence[Principal] = ()
         self._store = store
         self._clock = clock
         self._lookup = UseLookup(use, self.book)
-        self._feed = AdjustmentFeed(use, self.book)
+        self._feed = feed
         self.standings = LimitStandings(store=store, book=self.book, use=self._lookup)
         self.limiter = Limiter(
             store=store,
@@ -59,6 +71,7 @@ class ProcessLimits:
 
     async def start(self, principals: Sequence[Principal]) -> None:
         """Count what was used before. What cannot be read now is read when the first request needs it."""
+        self._principals = principals
         try:
             await self.standings.report(principals, waits={}, now_us=self._clock.now_us())
         except TokenweirError as error:
@@ -72,13 +85,36 @@ class ProcessLimits:
             if not len(self.book):
                 continue
             try:
-                for charge_id, charges in await self._lookup.in_thread(self._feed.poll):
-                    await self._store.charge(charge_id, charges)
+                for use in await self._lookup.in_thread(self._corrections):
+                    await self._store.charge(use.entry_id, self._charges(use))
                 failing = False
             except TokenweirError as error:
                 if not failing:
                     log(logging.WARNING, "limits_unread", error=error.code)
                 failing = True
+
+    def _corrections(self) -> list[Use]:
+        """In the thread: what was corrected. Which limits that changes is found out on the event loop, whose the book is."""
+        found: list[Use] = []
+
+        def note(use: Use) -> tuple[()]:
+            found.append(use)
+            return ()
+
+        self._feed.poll(note)
+        return found
+
+    def _charges(self, use: Use) -> list[tuple[Bucket, int]]:
+        """What a correction changes of which counters: those of the cycle in which the corrected attempt began."""
+        known = next((one for one in self._principals if one.key_id == use.key_id), None)
+        principal = known or Principal(use.organization_id, use.team_id, use.key_id, "", "", "")
+        charges = []
+        for limit in self.book.met(principal, use.session_id):
+            if self.book.covers(limit, use.model):
+                link = self.book.link(limit, seat_of(limit.scope, principal, use.session_id), now_us=use.started_at_us)
+                if link.bucket.kind is Kind.COUNTER and (by := units(limit.resource, use.sums)):
+                    charges.append((link.bucket, by))
+        return charges
 
     async def close(self) -> None:
         """Tell the store what is still to be told."""
