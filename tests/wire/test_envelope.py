@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
@@ -390,3 +391,56 @@ def test_claude_code_requests_are_read():
         assert envelope.passes == 1
         seen += 1
     assert seen >= 1
+
+
+# Text, and what is no text.
+
+PIXELS = base64.b64encode(bytes(range(256)) * 12)
+
+
+def with_block(block: bytes, separators: tuple[str, str] = (",", ":")) -> bytes:
+    messages = json.dumps([{"role": "user", "content": ["BLOCK", {"type": "text", "text": "hi"}]}], separators=separators).encode()
+    return b'{"model":"m","messages":%b}' % messages.replace(b'"BLOCK"', block)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        b'{"type":"image","source":{"type":"base64","media_type":"image/png","data":"%b"}}',
+        b'{"type":"image","source":{"data":"%b","type":"base64","media_type":"image/png"}}',
+        b'{"type": "image", "source": {\n "type": "base64",\n "media_type": "image/png",\n "data" : "%b"\n}}',
+        b'{"type":"document","source":{"type":"base64","media_type":"application/pdf","data":"%b"},"title":"base64"}',
+        b'{"type":"tool_result","tool_use_id":"t","content":[{"type":"image","source":{"type":"base64","media_type":"image/webp","data":"%b"}}]}',
+    ],
+)
+def test_the_contents_of_an_image_or_document_are_no_text(block):
+    body = with_block(block % PIXELS)
+    envelope = read_envelope(body)
+    assert (envelope.body_bytes, envelope.text_bytes) == (len(body), len(body) - len(PIXELS))
+
+
+def test_every_image_of_many_is_left_out():
+    block = b'{"type":"image","source":{"type":"base64","media_type":"image/png","data":"%b"}}' % PIXELS
+    body = with_block(b",".join([block] * 5))
+    assert (read_envelope(body).text_bytes, read_envelope(body).images) == (len(body) - 5 * len(PIXELS), 5)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        b'{"type":"document","source":{"type":"text","media_type":"text/plain","data":"%b"}}',
+        b'{"type":"tool_use","id":"t","name":"n","input":{"data":"%b"}}',
+        b'{"type":"redacted_thinking","data":"%b"}',
+        b'{"type":"text","text":"\\"type\\":\\"base64\\",\\"data\\":\\"%b\\""}',
+    ],
+)
+def test_what_only_looks_like_an_image_is_text_also_beside_one(block):
+    image = b'{"type":"image","source":{"type":"base64","media_type":"image/png","data":"aaaa"}}'
+    for body in (with_block(block % PIXELS), with_block(image + b"," + block % PIXELS), with_block(block % PIXELS + b"," + image)):
+        assert read_envelope(body).text_bytes == len(body) - 4 * body.count(b"aaaa")
+
+
+def test_a_body_made_to_be_slow_is_counted_once_through():
+    repeated = b'"data":"",' * 200_000
+    body = with_block(b'{"type":"image","source":{"type":"base64","input":{%b"data":"x"}}}' % repeated)
+    assert read_envelope(body).text_bytes in range(len(body) - 1, len(body) + 1)
