@@ -246,9 +246,8 @@ def unreadable_budget() -> Fault:
 
 
 def _sentence(words: LimitWords, done: str, ending: str, *, waited: bool) -> str:
-    use = " ".join(
-        filter(None, (f"{_plain(words.used)} of {_plain(words.amount)} {_plain(words.unit)} {done}", _brackets(words), _plain(words.period)))
-    )
+    amount = f"{_plain(words.used)} of {_plain(words.amount)} {_plain(words.unit)}"
+    use = " ".join(filter(None, (amount, done, _brackets(words), _plain(words.period))))
     queue = "no room came while it was queued" if waited else ""
     return f"{OURS}{_name(words)}: " + " · ".join(filter(None, (use, ending, queue, _ask(words))))
 
