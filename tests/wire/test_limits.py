@@ -302,6 +302,15 @@ def test_what_can_never_fit_says_what_would(rate, error_type, fits, sentence):
     )
 
 
+def test_a_limit_of_nothing_gives_no_false_hope():
+    fault = too_large_refusal(LimitWords("lim_0", "closed", "0", "0", "requests", "today"), rate=False)
+    assert (
+        fault.message
+        == "Tokenweir: closed: the limit is 0 requests today, which no request fits · ask for more: tokenweir request create --limit lim_0"
+    )
+    assert fault.headers == ((b"x-should-retry", b"false"),)
+
+
 def test_a_budget_that_cannot_be_read_is_our_failure():
     """Never a 429: nobody has used too much. And it is spelled as every failure of a store."""
     fault = unreadable_budget()

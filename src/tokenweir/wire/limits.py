@@ -9,8 +9,7 @@ provider's own rate limits, and what it documents for gateways with spend limits
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from fractions import Fraction
-from functools import lru_cache
+from functools import cmp_to_key, lru_cache
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -137,28 +136,38 @@ def _seconds_up(us: int) -> int:
 
 def budget_headers(views: Iterable[BudgetView]) -> tuple[Header, ...]:
     """The unified headers of a success, of the budget of which the largest share is used; from 75 % and 95 % on they make the client say so."""
-    view = max(views, key=_urgency, default=None)
-    if view is None:
-        return ()
-    share = min(_percent(view), 99)  # it was let through, so it is not at its end, whatever has been settled since
+    fullest: BudgetView | None = None
+    for view in views:
+        if fullest is None or _compared(view, fullest) > 0:
+            fullest = view
+    return () if fullest is None else _standing_lines(min(_percent(fullest), 99), b"%d" % _seconds_up(fullest.resets_at_us))
+
+
+@lru_cache(512)
+def _standing_lines(share: int, reset: bytes) -> tuple[Header, ...]:
+    """Of a request that was let through: its budget is not at its end, whatever has been settled since."""
     status = b"allowed_warning" if share >= 75 else b"allowed"
-    reset = b"%d" % _seconds_up(view.resets_at_us)
-    lines = [
+    lines = (
         (_UNIFIED + b"status", status),
         (_UNIFIED + b"reset", reset),
         (_UNIFIED + b"representative-claim", b"overage"),
         (_UNIFIED + b"overage-status", status),
         (_UNIFIED + b"overage-reset", reset),
         (_UNIFIED + b"overage-utilization", b"0.%02d" % share),
-    ]
-    if share >= 75:
-        lines.append((_UNIFIED + b"overage-surpassed-threshold", b"0.95" if share >= 95 else b"0.75"))
-    return tuple(lines)
+    )
+    if share < 75:
+        return lines
+    return (*lines, (_UNIFIED + b"overage-surpassed-threshold", b"0.95" if share >= 95 else b"0.75"))
 
 
-def _urgency(view: BudgetView) -> tuple[Fraction, Fraction, Micros]:
-    whole = max(1, view.amount)
-    return Fraction(view.used, whole), Fraction(view.used + view.held, whole), view.resets_at_us
+def _compared(one: BudgetView, other: BudgetView) -> int:
+    """Above zero if the first is fuller: by what is used, then by what is held as well, then by the later reset. Exact, by multiplication."""
+    mine, theirs = max(1, one.amount), max(1, other.amount)
+    return (
+        one.used * theirs - other.used * mine
+        or (one.used + one.held) * theirs - (other.used + other.held) * mine
+        or one.resets_at_us - other.resets_at_us
+    )
 
 
 def _percent(view: BudgetView) -> int:
@@ -226,17 +235,19 @@ def budget_refusal(
 
 
 def too_large_refusal(words: LimitWords, *, rate: bool, max_tokens_fits: int | None = None, rates: Iterable[RateView] = ()) -> Fault:
-    """The request alone asks for more (`words.asked`) than the limit ever holds: it will fail again, today and after the reset.
+    """The request alone asks for more (`words.asked`; empty for a limit of no request at all) than the limit ever holds: it will fail again.
 
     `rate`: of a rolling limit. `max_tokens_fits`: the largest max_tokens with which the same request would fit; None if there is none, or nobody knows.
     The unified headers are left out: the budget is not used up, and a smaller request passes.
     """
-    size = f"this request alone may need {_plain(words.asked)} {_plain(words.unit)}" if words.asked else "this request alone asks for more than that"
     whole = " ".join(filter(None, (f"the limit is {_plain(words.amount)} {_plain(words.unit)}", _plain(words.period))))
-    fits = (
-        "what would fit: a smaller max_tokens or a shorter prompt" if max_tokens_fits is None else f"what would fit: max_tokens {max_tokens_fits:,}"
-    )
-    message = f"{OURS}{_name(words)}: {whole}, {size} · {fits} · {_ask(words)}"
+    if words.asked:
+        size = f"{whole}, this request alone may need {_plain(words.asked)} {_plain(words.unit)}"
+        hint = "a smaller max_tokens or a shorter prompt" if max_tokens_fits is None else f"max_tokens {max_tokens_fits:,}"
+        parts = (size, f"what would fit: {hint}", _ask(words))
+    else:
+        parts = (f"{whole}, which no request fits", _ask(words))
+    message = f"{OURS}{_name(words)}: " + " · ".join(parts)
     return Fault(429, "rate_limit_error" if rate else "billing_error", message, (_NO_RETRY, *rate_headers(rates)))
 
 
@@ -301,7 +312,7 @@ def oauth_usage(views: Sequence[BudgetView], *, spent: Spent | None = None) -> b
     `extra_usage` is the tightest spend budget (its amount is called `monthly_limit` whatever the period), and the row of it in `limits` is the active one:
     the client shows dollars only where that row and the headers agree on the reset. `spent` is told where there is no spend budget.
     """
-    ordered = sorted(views, key=_urgency, reverse=True)
+    ordered = sorted(views, key=cmp_to_key(_compared), reverse=True)
     shown = next((view for view in ordered if view.quantity == "spend"), None)
     extra: dict[str, object] = {"is_enabled": False, "monthly_limit": None, "used_credits": None, "utilization": None, "currency": "USD"}
     if shown is not None:
