@@ -244,10 +244,10 @@ def too_large_refusal(words: LimitWords, *, rate: bool, max_tokens_fits: int | N
     if words.asked:
         size = f"{whole}, this request alone may need {_plain(words.asked)} {_plain(words.unit)}"
         hint = "a smaller max_tokens or a shorter prompt" if max_tokens_fits is None else f"max_tokens {max_tokens_fits:,}"
-        parts = (size, f"what would fit: {hint}", _ask(words))
+        told = f"{size} · what would fit: {hint}"
     else:
-        parts = (f"{whole}, which no request fits", _ask(words))
-    message = f"{OURS}{_name(words)}: " + " · ".join(parts)
+        told = f"{whole}, which no request fits"
+    message = f"{OURS}{_name(words)}: {told} · {_ask(words)}"
     return Fault(429, "rate_limit_error" if rate else "billing_error", message, (_NO_RETRY, *rate_headers(rates)))
 
 
