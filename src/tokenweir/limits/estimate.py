@@ -12,7 +12,7 @@ Change with it: `wire/envelope.py` (the facts), `reservation.py` (what happens w
 
 from __future__ import annotations
 
-import math
+from bisect import bisect_left
 from collections import OrderedDict
 from typing import Final
 
@@ -23,6 +23,9 @@ PAIRS_MAX: Final = 20_000
 """Keys with models of which something is remembered; those that have not settled for longest are forgotten first."""
 BLEND: Final = 8
 """A key's own numbers count half once it has settled this many requests, and so do a model's against the documented ones."""
+OFTEN: Final = 16
+SELDOM: Final = 8
+"""The first settlements of a key with a model all teach what is said of the model; after those, one in so many."""
 CAUTION: Final = 20
 """One request in so many may use more than what is expected of prompt or output."""
 
@@ -57,49 +60,49 @@ class Estimator:
         of_model = learned.get(("", model), _NOTHING)
         of_key = learned.get((key_id, model), _NOTHING)
         text = envelope.text_bytes + envelope.images * IMAGE_BYTES + HIDDEN_BYTES
-        size = _size(text)
+        size = bisect_left(_SIZES, text)
         prompt = text * _blended(PRIOR_TOKENS_PER_BYTE, of_model.prompts[size], of_key.prompts[size])
         if envelope.remote_sources or envelope.server_tools:
             prompt = max(prompt, _blended(PRIOR_REMOTE_TOKENS, of_model.remote, of_key.remote))
-        output = _blended(PRIOR_OUTPUT_TOKENS, of_model.output, of_key.output)
-        prompt_tokens, output_tokens = min(int(prompt), ceiling.prompt), min(int(output), ceiling.output)
-        searches = min(WEB_SEARCHES, ceiling.web_searches) if ceiling.web_searches else 0
+        output = min(int(_blended(PRIOR_OUTPUT_TOKENS, of_model.output, of_key.output)), ceiling.output)
+        tokens = min(int(prompt), ceiling.prompt)
+        searches = min(WEB_SEARCHES, ceiling.web_searches)
         if not envelope.cache_ttl:
-            return Usage(prompt_tokens, output=output_tokens, web_searches=searches)
-        # Before anything is learned, all of it is written to the cache at the dearest time to live: so does the ceiling.
-        m, k = of_model.mix_weight, of_key.mix_weight
-        read = int(prompt_tokens * (m * of_model.read * (1 - k) + of_key.read * k))
-        uncached = int(prompt_tokens * (m * of_model.uncached * (1 - k) + of_key.uncached * k))
-        short = 1.0 if envelope.cache_ttl == "5m" else m * of_model.short * (1 - k) + of_key.short * k
-        written = prompt_tokens - read - uncached
-        written_5m = int(written * short)
-        return Usage(uncached, written_5m, written - written_5m, read, output_tokens, web_searches=searches)
+            return Usage(tokens, output=output, web_searches=searches)
+        # Of a cached prompt nothing is known at first: then all of it is written to the cache, at the dearest time to live, as in the ceiling.
+        k, m = of_key.mix_weight, of_model.mix_weight
+        m *= 1 - k
+        read = int(tokens * (m * of_model.read + k * of_key.read))
+        uncached = int(tokens * (m * of_model.uncached + k * of_key.uncached))
+        written = written_5m = tokens - read - uncached
+        if envelope.cache_ttl == "1h":
+            written_5m = min(written, int(tokens * (m * of_model.written_5m + k * of_key.written_5m)))
+        return Usage(uncached, written_5m, written - written_5m, read, output, web_searches=searches)
 
     def learn(self, key_id: str, model: str, text_bytes: int, images: int, usage: Usage) -> None:
         """Take note of an attempt whose usage is certain. `text_bytes` and `images` are those of its envelope."""
-        prompt = usage.prompt
+        uncached = usage.uncached_input
+        prompt = uncached + usage.cache_write_5m + usage.cache_write_1h + usage.cache_read
         if not prompt:
             return
         text = text_bytes + images * IMAGE_BYTES + HIDDEN_BYTES
+        size = bisect_left(_SIZES, text)
         # Text has less than one token a byte: what is beyond came from elsewhere, and says nothing about the text.
-        factor_bucket = _factor_bucket(prompt / text) if prompt <= text else -1
-        token_bucket = _token_bucket(prompt) if factor_bucket < 0 else -1
-        output_bucket = _token_bucket(usage.output)
-        size = _size(text)
-        for pair in (("", model), (key_id, model)):
-            learned = self._of(pair)
-            if factor_bucket >= 0:
-                prompts = learned.prompts
-                if prompts[size] is _UNSEEN:
-                    prompts = learned.prompts = (*prompts[:size], _Histogram(_FACTORS), *prompts[size + 1 :])
-                prompts[size].add(factor_bucket)
-            else:
-                if learned.remote is _UNSEEN:
-                    learned.remote = _Histogram(_TOKENS)
-                learned.remote.add(token_bucket)
+        is_remote = prompt > text
+        prompt_bucket = bisect_left(_TOKENS, prompt) if is_remote else bisect_left(_FACTORS, prompt / text)
+        output_bucket = bisect_left(_TOKENS, usage.output)
+        of_key = self._of((key_id, model))
+        of_key.settled += 1
+        # What is said of a model is for keys that are new to it, so it comes from many keys: a busy one adds to it only now and then.
+        seldom = of_key.settled > OFTEN and of_key.settled % SELDOM
+        for learned in (of_key,) if seldom else (of_key, self._of(("", model))):
+            histogram = learned.remote if is_remote else learned.prompts[size]
+            if histogram is _UNSEEN:
+                histogram = learned.begin(is_remote, size)
+            histogram.add(prompt_bucket)
             learned.output.add(output_bucket)
-            if usage.uncached_input != prompt:
-                learned.mix(usage, prompt)
+            if uncached != prompt:
+                learned.mix(uncached / prompt, usage.cache_write_5m / prompt, usage.cache_read / prompt)
 
     def _of(self, pair: tuple[str, str]) -> _Learned:
         learned = self._learned.get(pair)
@@ -112,29 +115,15 @@ class Estimator:
         return learned
 
 
-# Numbers to buckets, and back: each bucket ends a fixed ratio above the one before.
+_SIZES = (4_096, 16_384, 65_536, 262_144)
+"""Prompts up to so many bytes, and larger ones, have factors of their own: what the provider adds weighs less in a larger one."""
 
+# Each bucket ends a fixed ratio above the one before; the last one has no end, and counts as this much.
 _BUCKETS = 64
-_FACTORS = tuple(2 ** ((bucket + 1) / 8 - 8) for bucket in range(_BUCKETS))
-"""Ends of the buckets of tokens per byte: up to 1, each 9 % wide."""
-_TOKENS = tuple(2 ** ((bucket + 1) / 4 + 4) for bucket in range(_BUCKETS))
-"""Ends of the buckets of tokens: from 16 to 1,048,576, each 19 % wide."""
-
-
-def _factor_bucket(factor: float) -> int:
-    return min(_BUCKETS - 1, max(0, int(math.log2(factor) * 8 + 64)))
-
-
-def _token_bucket(tokens: int) -> int:
-    return min(_BUCKETS - 1, int(math.log2(tokens) * 4 - 16)) if tokens > 16 else 0
-
-
-_SIZES = 5
-
-
-def _size(text: int) -> int:
-    """Small and large prompts have factors of their own, for what is added to them is the same: up to 4 kB, 16, 64, 256, and beyond."""
-    return min(_SIZES - 1, max(0, (text.bit_length() - 11) // 2))
+_FACTORS = tuple(2 ** ((bucket + 1) / 8 - 8) for bucket in range(_BUCKETS - 1))
+"""Tokens per byte up to 1, in steps of 9 %."""
+_TOKENS = tuple(2 ** ((bucket + 1) / 4 + 4) for bucket in range(_BUCKETS - 1))
+"""Tokens from 16 to 1,048,576, in steps of 19 %."""
 
 
 class _Histogram:
@@ -160,12 +149,16 @@ class _Histogram:
     def add(self, bucket: int) -> None:
         counts = self._counts
         counts[bucket] += 1
-        self._total += 1
-        if bucket > self._at:
+        total = self._total = self._total + 1
+        self.weight = total / (total + BLEND)
+        at = self._at
+        if bucket > at:
             self._above += 1
-        if self._total >= self.WINDOW:
-            self._halve()
-        at, above, allowed = self._at, self._above, self._total // CAUTION
+        if total >= self.WINDOW:
+            total = self._halve()
+        above, allowed = self._above, total // CAUTION
+        if above <= allowed and (not at or above + counts[at] > allowed) and total > 1:
+            return
         while above > allowed:
             at += 1
             above -= counts[at]
@@ -173,16 +166,16 @@ class _Histogram:
             above += counts[at]
             at -= 1
         self._at, self._above = at, above
-        self.high = self._ends[at]
-        self.weight = self._total / (self._total + BLEND)
+        self.high = self._ends[min(at, _BUCKETS - 2)]
 
-    def _halve(self) -> None:
+    def _halve(self) -> int:
         """From the top, and what halving cuts off goes to the next bucket below: rare high numbers become rarer, and do not vanish together."""
         counts, rest = self._counts, 0
         for bucket in range(_BUCKETS - 1, -1, -1):
             counts[bucket], rest = divmod(counts[bucket] + rest, 2)
         self._total = sum(counts)
         self._above = sum(counts[self._at + 1 :])
+        return self._total
 
 
 _UNSEEN = _Histogram(_TOKENS)
@@ -192,38 +185,40 @@ _UNSEEN = _Histogram(_TOKENS)
 class _Learned:
     """What is known of a key with a model, or of a model."""
 
-    __slots__ = ("_mixed", "mix_weight", "output", "prompts", "read", "remote", "short", "uncached")
+    __slots__ = ("_mixed", "mix_weight", "output", "prompts", "read", "remote", "settled", "uncached", "written_5m")
 
-    DECAY = 0.97
+    MIX_WINDOW = 32
 
     def __init__(self, output: _Histogram) -> None:
-        self.prompts: tuple[_Histogram, ...] = (_UNSEEN,) * _SIZES
+        self.settled = 0
+        self.prompts = (_UNSEEN,) * (len(_SIZES) + 1)
         """Tokens per byte, by size of the prompt."""
         self.remote = _UNSEEN
         """Tokens of prompts that were larger than their text."""
         self.output = output
-        self.read = self.uncached = 0.0
-        """Shares of those prompts that used the cache."""
-        self.short = 0.0
-        """Share of what was written that was written for 5 minutes."""
+        self.uncached = self.written_5m = self.read = 0.0
+        """Mean shares of the prompts that used the cache; what is missing from 1 was written for an hour."""
         self.mix_weight = 0.0
         """How much the shares are to be believed, from 0 to 1."""
-        self._mixed = (0.0, 0.0, 0.0, 0.0, 0.0)
+        self._mixed = 0
 
-    def mix(self, usage: Usage, prompt: int) -> None:
-        decay = self.DECAY
-        count, total, read, uncached, short = self._mixed
-        count = count * decay + 1
-        total = total * decay + prompt
-        read = read * decay + usage.cache_read
-        uncached = uncached * decay + usage.uncached_input
-        short = short * decay + usage.cache_write_5m
-        self._mixed = (count, total, read, uncached, short)
-        self.read = read / total
-        self.uncached = uncached / total
-        written = total - read - uncached
-        self.short = short / written if written > 0 else 0.0
-        self.mix_weight = count / (count + BLEND)
+    def begin(self, is_remote: bool, size: int) -> _Histogram:
+        """The histogram for such a prompt, which is the first of its kind."""
+        if is_remote:
+            self.remote = _Histogram(_TOKENS)
+            return self.remote
+        histogram = _Histogram(_FACTORS)
+        self.prompts = (*self.prompts[:size], histogram, *self.prompts[size + 1 :])
+        return histogram
+
+    def mix(self, uncached: float, written_5m: float, read: float) -> None:
+        if self._mixed < self.MIX_WINDOW:
+            self._mixed += 1
+            self.mix_weight = self._mixed / (self._mixed + BLEND)
+        rate = 1 / self._mixed
+        self.uncached += (uncached - self.uncached) * rate
+        self.written_5m += (written_5m - self.written_5m) * rate
+        self.read += (read - self.read) * rate
 
 
 _NOTHING = _Learned(_UNSEEN)
