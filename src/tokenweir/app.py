@@ -11,8 +11,11 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
+from tokenweir.control import CONTROL_FILE
 from tokenweir.errors import RateCardInvalid, SettingsInvalid, TokenweirError
+from tokenweir.limit_ports import LimitStore
 from tokenweir.metering.journal import JournalWriter
+from tokenweir.metering.seeding import AdjustmentFeed, LedgerUse
 from tokenweir.periods import Micros
 from tokenweir.ports import SealedCredential
 from tokenweir.pricing.rate_card import RateCard, parse_rate_card
@@ -21,6 +24,7 @@ from tokenweir.storage import engine as database
 from tokenweir.storage.directory import SqlDirectory
 from tokenweir.storage.ledger import SqlLedger
 from tokenweir.storage.limit_directory import SqlLimitDirectory
+from tokenweir.storage.limit_memory import MemoryLimitStore
 from tokenweir.storage.provider_models import SqlProviderModels
 from tokenweir.storage.secrets import PEPPER_FILE, SEAL_FILE, FileVault, configured_key, header_safe, open_vault, read_private, secrets_dir
 from tokenweir.storage.telemetry_sums import SqlTelemetrySums
@@ -225,7 +229,7 @@ def prepare_data_dir(settings: Settings) -> Path:
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         names = {path.name for path in data_dir.iterdir()}
-        ours = names <= {"journal", "secrets", RATES_FILE, PREVIOUS_RATES_FILE} or database.DATABASE_FILE in names
+        ours = names <= {"journal", "secrets", RATES_FILE, PREVIOUS_RATES_FILE, CONTROL_FILE} or database.DATABASE_FILE in names
         if ours and data_dir.stat().st_mode & 0o077:
             data_dir.chmod(0o700)
         journal_dir(settings).mkdir(exist_ok=True, mode=0o700)
@@ -261,6 +265,20 @@ def open_ledger(settings: Settings, *, create: bool = False, upgrade: bool = Fal
 def open_telemetry_sums(settings: Settings) -> SqlTelemetrySums:
     """The sums of Claude Code's metrics. Raises NotFound if there is no database yet, StoreUnavailable, SchemaTooOld, SchemaTooNew."""
     return SqlTelemetrySums(open_engine(settings))
+
+
+def open_limit_store(settings: Settings, *, owner: str) -> LimitStore:
+    """Where limits are counted: in the store of the settings, or in the memory of this process. `owner` is the id of its journal."""
+    if settings.limits.store_url is None:
+        return MemoryLimitStore(owner)
+    from tokenweir.storage.limit_valkey import ValkeyLimitStore  # noqa: PLC0415 - what it needs is an extra
+
+    return ValkeyLimitStore(settings.limits, owner=owner)
+
+
+def open_ledger_use(settings: Settings, ledger: SqlLedger, directory: SqlDirectory, *, feed: AdjustmentFeed | None = None) -> LedgerUse:
+    """What the ledger and the journals say was used of limits."""
+    return LedgerUse(ledger, directory, journal_dir(settings), open_names_card(settings), SystemClock(), feed=feed)
 
 
 def open_provider_models(settings: Settings) -> SqlProviderModels:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import socket
 import sys
 import threading
@@ -21,16 +22,22 @@ import uvloop
 from uvicorn import Config
 
 from tokenweir import app
+from tokenweir.control import Control, remove_control, write_control
+from tokenweir.errors import SettingsInvalid
 from tokenweir.gateway.asgi import Gateway
 from tokenweir.gateway.authentication import Authenticator
 from tokenweir.gateway.delivery import Courier
+from tokenweir.gateway.limits import LimitRoutes
 from tokenweir.gateway.messages import Messages
 from tokenweir.gateway.passage import Passages
 from tokenweir.gateway.relay import Relay
 from tokenweir.gateway.server import Connection, GatewayServer
 from tokenweir.gateway.upstream import UpstreamClient
 from tokenweir.metering.journal import JournalWriter
+from tokenweir.metering.journal_files import take_lock
 from tokenweir.metering.meter import Meter
+from tokenweir.metering.process_limits import ProcessLimits
+from tokenweir.metering.seeding import AdjustmentFeed
 from tokenweir.policies import parse_network
 from tokenweir.receiver.asgi import Receiver
 from tokenweir.receiver.booking import TelemetryBooks
@@ -42,12 +49,18 @@ from tokenweir.workers.runner import keep_books, stop_on_signal
 
 Announce = Callable[[dict[str, Any]], None]
 
+LIMITS_LOCK = "limits.lock"
 EXIT_FENCED = 70
 """The gateway ended itself because its journal could not be made durable."""
 
 
-def run_everything(settings: Settings, *, config_arguments: Sequence[str], announce: Announce) -> int:
-    """The supervisor with gateway and worker, from an empty folder if need be; returns the exit code."""
+def run_everything(settings: Settings, *, config_arguments: Sequence[str], announce: Announce, gateways: int = 1) -> int:
+    """The supervisor with gateways and worker, from an empty folder if need be; returns the exit code."""
+    if gateways > 1 and settings.limits.store_url is None:
+        raise SettingsInvalid(
+            f"{gateways} gateway processes must count limits together: set limits.store_url to a Valkey or Redis server, "
+            "such as redis://127.0.0.1:6379/0, or leave --workers at 1"
+        )
     start_logging(settings.log_level)
     app.prepare_data_dir(settings)
     app.open_engine(settings, create=True, upgrade=True).dispose()
@@ -64,6 +77,7 @@ def run_everything(settings: Settings, *, config_arguments: Sequence[str], annou
                 gateway_stop_timeout_s=settings.gateway.shutdown_timeout_ms / 1000 + 10,
                 announce=announce,
                 receiver_listener=None if telemetry.port is None else listen(telemetry.host, telemetry.port),
+                gateways=gateways,
             )
         )
     except* RoleFailed as failures:
@@ -132,8 +146,21 @@ async def _serve(settings: Settings, listener: socket.socket, announce: Announce
     engine = app.open_engine(settings, create=True, upgrade=True)
     directory = app.open_directory(settings)
     app.open_pepper(settings, directory)
-    authenticator = Authenticator(directory, app.open_secrets(settings), clock)
+    alone = _be_alone(settings)
     journal = JournalWriter(app.journal_dir(settings), settings.journal, writer=mint(clock.now_us()), on_broken=_fence)
+    ledger = app.open_ledger(settings)
+    feed = AdjustmentFeed(ledger, clock)
+    limits = ProcessLimits(
+        store=app.open_limit_store(settings, owner=journal.writer),
+        use=app.open_ledger_use(settings, ledger, directory, feed=feed),
+        feed=feed,
+        card=card,
+        names=app.open_names_card(settings),
+        clock=clock,
+        local_share_percent=settings.limits.local_share_percent,
+    )
+    authenticator = Authenticator(directory, app.open_secrets(settings), clock, on_limits=limits.take)
+    control = Control(url_of(listener), secrets.token_urlsafe(32), os.getpid())
     upstream = UpstreamClient(settings.upstream, environment=os.environ, clock=clock)
     passages = Passages(settings.gateway)
     strict = settings.journal.durability == "strict"
@@ -144,12 +171,15 @@ async def _serve(settings: Settings, listener: socket.socket, announce: Announce
     gateway = Gateway(
         messages=Messages(
             authenticator=authenticator,
-            meter=Meter(journal=journal, card=card, clock=clock, mint=mint),
+            meter=Meter(journal=journal, card=card, clock=clock, mint=mint, limiter=limits.limiter),
             card=app.open_names_card(settings),
             courier=Courier(upstream=upstream, journal=journal, settings=settings.upstream, clock=clock, strict=strict),
             relay=Relay(journal=journal, strict=strict),
             passages=passages,
             body_bytes_max=settings.gateway.body_bytes_max,
+        ),
+        limits=LimitRoutes(
+            authenticator=authenticator, standings=limits.standings, waits=limits.room.report, control_token=control.token, clock=clock
         ),
         passages=passages,
         mint_request_id=mint_request_id,
@@ -160,21 +190,30 @@ async def _serve(settings: Settings, listener: socket.socket, announce: Announce
     server = _make_server(settings, gateway, passages, mint_request_id)
     try:
         await authenticator.load()
+        await limits.start(authenticator.principals())
         await upstream.start()
+        write_control(settings.data_dir, control)
         async with asyncio.TaskGroup() as tasks:
             following = tasks.create_task(authenticator.follow())
+            correcting = tasks.create_task(limits.follow())
             announcing = tasks.create_task(_announce_when_listening(server, listener, announce))
             try:
                 await server.serve(sockets=[listener])
             finally:
                 following.cancel()
+                correcting.cancel()
                 announcing.cancel()
     finally:
+        remove_control(settings.data_dir, control)
         await upstream.close()
+        await limits.close()
         authenticator.close()
         directory.close()
+        ledger.close()
         journal.close()
         engine.dispose()
+        if alone is not None:
+            os.close(alone)
         log(logging.INFO, "stopped", role="gateway")
     return 0
 
@@ -221,6 +260,18 @@ async def _receive(settings: Settings, listener: socket.socket, announce: Announ
             store.close()
         log(logging.INFO, "stopped", role="receiver")
     return 0
+
+
+def _be_alone(settings: Settings) -> int | None:
+    """Make sure that no other process counts the limits of this data directory in a memory of its own; returns what holds the claim."""
+    if settings.limits.store_url is not None:
+        return None
+    claim = take_lock(settings.data_dir / LIMITS_LOCK)
+    if claim is None:
+        raise SettingsInvalid(
+            f"another gateway process serves {settings.data_dir} and counts its limits in memory; end it, or set limits.store_url for both"
+        )
+    return claim
 
 
 def _make_server(settings: Settings, gateway: Gateway, passages: Passages, mint_request_id: Callable[[], str]) -> GatewayServer:

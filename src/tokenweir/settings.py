@@ -137,6 +137,20 @@ class TelemetryReceiverSettings(_Table):
     """Largest export, also once it is unpacked."""
 
 
+class LimitSettings(_Table):
+    """Where the state of limits lives, and what happens when it cannot be reached."""
+
+    store_url: SecretStr | None = None
+    """A Valkey or Redis server, for several gateway processes or hosts: `redis://127.0.0.1:6379/0`, `rediss://…` with TLS, `unix:///path`. Without it,
+    limits are counted in the memory of the one gateway process."""
+    store_timeout_ms: Annotated[int, Field(ge=1, le=10_000)] = 100
+    """Longest wait for one answer of that server."""
+    store_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] = "tokenweir"
+    """What its keys begin with: another one for each installation that shares the server."""
+    local_share_percent: Annotated[int, Field(ge=1, le=100)] = 25
+    """What part of a rate or of concurrency each process admits by itself while that server does not answer. Budgets refuse meanwhile."""
+
+
 class PricingSettings(_Table):
     """Where rates come from."""
 
@@ -167,6 +181,8 @@ class Settings(BaseSettings):
     """Table `[worker]`."""
     pricing: PricingSettings = PricingSettings()
     """Table `[pricing]`."""
+    limits: LimitSettings = LimitSettings()
+    """Table `[limits]`."""
     telemetry_receiver: TelemetryReceiverSettings = TelemetryReceiverSettings()
     """Table `[telemetry_receiver]`."""
 

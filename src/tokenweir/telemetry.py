@@ -80,7 +80,9 @@ COST_NANOS = Totals("tokenweir_cost_nanos", "Cost settled, in nano-USD.")
 UNPRICED = Counter("tokenweir_unpriced_attempts", "Attempts booked at the conservative rate because the model has no price.", registry=REGISTRY)
 USAGE_FLAGS = Counter("tokenweir_usage_flags", "Readings of usage that need a look, by kind of flag.", ["flag"], registry=REGISTRY)
 LIMIT_DECISIONS = Totals(
-    "tokenweir_limit_decisions", "What limits decided, by outcome, and by the resource of the limit that decided it (all: admitted).", ["outcome", "resource"]
+    "tokenweir_limit_decisions",
+    "What limits decided, by outcome, and by the resource of the limit that decided it (all: admitted).",
+    ["outcome", "resource"],
 )
 RETRIES = Counter("tokenweir_upstream_retries", "Attempts sent again before the first byte, by reason.", ["reason"], registry=REGISTRY)
 CLIENTS_LEFT = Counter("tokenweir_clients_left", "Clients that left before their answer was complete, by policy.", ["policy"], registry=REGISTRY)

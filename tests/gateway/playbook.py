@@ -17,11 +17,12 @@ import json
 import re
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import httptools
+from metering.limit_desk import Desk
 from uvicorn import Config
 
 from tokenweir import key_tokens
@@ -30,6 +31,7 @@ from tokenweir.errors import JournalFull
 from tokenweir.gateway.asgi import Gateway
 from tokenweir.gateway.authentication import Authenticator
 from tokenweir.gateway.delivery import Courier
+from tokenweir.gateway.limits import LimitRoutes
 from tokenweir.gateway.messages import Messages
 from tokenweir.gateway.passage import Passages
 from tokenweir.gateway.relay import Relay
@@ -37,6 +39,7 @@ from tokenweir.gateway.server import Connection, GatewayServer
 from tokenweir.gateway.upstream import UpstreamClient
 from tokenweir.ledger.entries import Intent as IntentRecord
 from tokenweir.ledger.entries import Settlement
+from tokenweir.limits.limit import Limit
 from tokenweir.metering.meter import Meter
 from tokenweir.policies import Policy, parse_network
 from tokenweir.ports import DirectoryChanges, KeyGrant
@@ -247,6 +250,10 @@ class _WatchedConnection:
         self._inner.send(method, target, headers, body)
 
 
+PRINCIPAL = Principal("org", "team_red", "key_1", "Acme", "red", "ci", tags=("night",))
+CONTROL_TOKEN = "of-this-run"
+
+
 class _Directory:
     """One key, that may do everything."""
 
@@ -256,7 +263,7 @@ class _Directory:
         self._policy = policy
 
     def changes_since(self, revision: int) -> DirectoryChanges:
-        grant = KeyGrant(key_tokens.digest(KEY, _PEPPER), Principal("org_1", "team_1", "key_1", "Acme", "red", "ci", tags=("night",)), self._policy)
+        grant = KeyGrant(key_tokens.digest(KEY, _PEPPER), PRINCIPAL, self._policy)
         return DirectoryChanges(1, grants=(grant,))
 
     def upstream_key(self, credential: object) -> str:
@@ -266,11 +273,15 @@ class _Directory:
 class Stage:
     """A whole gateway with its surroundings; `noted` is what it did that no line of the play has expected yet."""
 
-    def __init__(self, gateway: dict[str, Any], upstream: dict[str, Any], *, strict: bool, policy: Policy, loud: bool) -> None:
+    def __init__(
+        self, gateway: dict[str, Any], upstream: dict[str, Any], *, strict: bool, policy: Policy, loud: bool, limits: Sequence[Limit] = ()
+    ) -> None:
         self.settings = GatewaySettings(**gateway)
         self._upstream_settings = upstream
         self._strict = strict
         self._policy = policy
+        self.desk = Desk(*limits, clock=SystemClock())
+        """The limits, counted in memory."""
         self._loud = loud
         self._noted: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
         self.journal = RecordingJournal(self.note)
@@ -294,7 +305,7 @@ class Stage:
         self.passages = Passages(self.settings)
         directory = _Directory(self._policy)
         self.authenticator = Authenticator(directory, directory, clock)  # type: ignore[arg-type]
-        self.meter = Meter(journal=self.journal, card=self.card, clock=clock, mint=mint)
+        self.meter = Meter(journal=self.journal, card=self.card, clock=clock, mint=mint, limiter=self.desk.limiter)
         journal: Any = self.journal
         self.gateway = Gateway(
             messages=Messages(
@@ -305,6 +316,13 @@ class Stage:
                 relay=Relay(journal=journal, strict=self._strict),
                 passages=self.passages,
                 body_bytes_max=self.settings.body_bytes_max,
+            ),
+            limits=LimitRoutes(
+                authenticator=self.authenticator,
+                standings=self.desk.standings,
+                waits=self.desk.room.report,
+                control_token=CONTROL_TOKEN,
+                clock=clock,
             ),
             passages=self.passages,
             mint_request_id=lambda: f"req_tw_{mint(clock.now_us())}",
@@ -326,6 +344,7 @@ class Stage:
                 connection.transport.abort()  # type: ignore[union-attr]
             await until(lambda: not self._server.server_state.connections and not self._server.server_state.tasks)
             await self.upstream.close()
+            self.desk.close()
             await self.provider.stop()
             await until(lambda: self.upstream.active == 0)
             self.authenticator.close()

@@ -83,7 +83,7 @@ async def test_what_the_client_says_of_itself_is_journaled():
     play = Play() >> Post(headers=headers) << Intent() << Forward() >> Answers() << Settle(EXACTLY) << Head() << Send(message()) << Done()
     intent = (await play).journal.records[0]
     assert (intent.client, intent.client_retry, intent.session_id) == ("sdk/1", 2, "s1")
-    assert (intent.organization_id, intent.team_id, intent.key_id, intent.tags) == ("org_1", "team_1", "key_1", ("night",))
+    assert (intent.organization_id, intent.team_id, intent.key_id, intent.tags) == ("org", "team_red", "key_1", ("night",))
 
 
 @pytest.mark.parametrize("query", [b"?beta=true", b"?a=%2F..&b", b"?"])

@@ -65,8 +65,10 @@ class Ledger:
 class Desk:
     """Limits in memory, for requests of a moment."""
 
-    def __init__(self, *limits: Limit, grants: Sequence[Grant] = (), store: Any = None, complete: bool = True, share_percent: int = 25) -> None:
-        self.clock = Clock()
+    def __init__(
+        self, *limits: Limit, grants: Sequence[Grant] = (), store: Any = None, complete: bool = True, share_percent: int = 25, clock: Any = None
+    ) -> None:
+        self.clock = clock or Clock()
         self.ledger = Ledger()
         self.store = store or MemoryLimitStore("writer")
         self.book = LimitBook(canonical=CARD.resolve, complete_since_us=0 if complete else None)
@@ -97,8 +99,8 @@ class Desk:
             session=session,
             priority=priority,
             ceiling=ceiling,
-            ceiling_nanos=ceiling_cost(CARD, facts.model, ceiling, at_us=self.clock.us),
-            now_us=self.clock.us,
+            ceiling_nanos=ceiling_cost(CARD, facts.model, ceiling, at_us=self.clock.now_us()),
+            now_us=self.clock.now_us(),
         )
 
     async def admit(self, principal: Principal = RED, **more: Any) -> Admission:
@@ -106,7 +108,7 @@ class Desk:
 
     async def stand(self, principal: Principal = RED) -> dict[str, tuple[int, int]]:
         """Used and held by limit id."""
-        found = await self.standings.of_caller(principal, now_us=self.clock.us)
+        found = await self.standings.of_caller(principal, now_us=self.clock.now_us())
         return {link.limit.limit_id: (standing.used, standing.held) for link, standing in found}
 
     def close(self) -> None:

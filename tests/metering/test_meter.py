@@ -12,7 +12,7 @@ from tokenweir.app import IdMint, open_rate_card
 from tokenweir.errors import JournalBroken, JournalFull
 from tokenweir.ledger.entries import FLAG_UNPRICED, Intent, Settlement
 from tokenweir.metering import meter as meter_module
-from tokenweir.metering.meter import Meter, Outcome, State, conclude
+from tokenweir.metering.meter import Meter, Outcome, State, Ticket, conclude
 from tokenweir.principals import Principal
 from tokenweir.settings import Settings
 from tokenweir.usage import Certainty, Usage
@@ -61,8 +61,14 @@ class Gauge:
         self.journal = Journal()
         self.meter = Meter(journal=self.journal, card=CARD, clock=Clock(), mint=IdMint())
 
-    def admit(self, envelope: Envelope = ENVELOPE):
-        return self.meter.admit(PRINCIPAL, envelope, Attribution(session_id="s1", client="sdk/1", client_retry=2), request_id="req_1")
+    def admit(self, envelope: Envelope = ENVELOPE) -> Ticket:
+        """A ticket; without limits nothing is waited for."""
+        admission = self.meter.admit(PRINCIPAL, envelope, Attribution(session_id="s1", client="sdk/1", client_retry=2), request_id="req_1")
+        with pytest.raises(StopIteration) as done:
+            admission.send(None)
+        ticket = done.value.value
+        assert isinstance(ticket, Ticket)
+        return ticket
 
     @property
     def certainties(self) -> list[str]:

@@ -40,6 +40,7 @@ from tokenweir.cli import keys as _keys  # noqa: E402, F401
 from tokenweir.cli import ledger as _ledger  # noqa: E402, F401
 from tokenweir.cli import limit_policy as _limit_policy  # noqa: E402, F401
 from tokenweir.cli import limit_requests as _limit_requests  # noqa: E402, F401
+from tokenweir.cli import limit_status as _limit_status  # noqa: E402, F401
 from tokenweir.cli import limits as _limits  # noqa: E402, F401
 from tokenweir.cli import models as _models  # noqa: E402, F401
 from tokenweir.cli import price as _price  # noqa: E402, F401

@@ -11,12 +11,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from tokenweir.errors import BodyTooLarge, BodyTooSlow, NotSupported, ShuttingDown, TokenweirError, UpstreamBusy
-from tokenweir.gateway.exchange import ClientGone, Exchange, Receive, Send
+from tokenweir.gateway.exchange import ClientGone, Exchange, Receive, Send, refuse
+from tokenweir.gateway.limits import LimitRoutes
 from tokenweir.gateway.messages import Messages
 from tokenweir.gateway.passage import Passages
 from tokenweir.policies import Network
 from tokenweir.telemetry import REQUESTS, exposition, log
-from tokenweir.wire.faults import Fault, fault_body, fault_of
+from tokenweir.wire.faults import Fault, fault_of
 
 Handler = Callable[[Exchange], Awaitable[None]]
 
@@ -32,6 +33,7 @@ class Gateway:
         self,
         *,
         messages: Messages,
+        limits: LimitRoutes,
         passages: Passages,
         mint_request_id: Callable[[], str],
         ready: Callable[[], str | None],
@@ -50,6 +52,8 @@ class Gateway:
             ("POST", b"/v1/messages"): ("messages", messages.create),
             ("POST", b"/v1/messages/count_tokens"): ("count_tokens", messages.count_tokens),
             ("GET", _MODELS): ("models", messages.models),
+            ("GET", b"/api/oauth/usage"): ("limits", limits.own),
+            ("GET", b"/internal/limits"): ("limits", limits.everything),
             ("HEAD", b"/"): ("probe", self._empty),
             ("GET", b"/"): ("probe", self._about),
             ("HEAD", b"/api/hello"): ("probe", self._empty),
@@ -99,8 +103,7 @@ class Gateway:
         if exchange.started:
             exchange.cut()
             return
-        body = fault_body(fault.error_type, fault.message, exchange.request_id)
-        await exchange.answer(fault.status, [*_JSON, *fault.headers], body)
+        await refuse(exchange, fault)
 
     async def _not_supported(self, exchange: Exchange) -> None:
         path = exchange.path[:100].decode("latin-1")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,8 +21,10 @@ import msgspec
 
 from tokenweir import key_tokens, telemetry
 from tokenweir.errors import CredentialUnusable, Forbidden, StoreUnavailable, TokenweirError, Unauthenticated
+from tokenweir.limit_ports import LimitRecord
 from tokenweir.policies import Network, parse_networks, permit_caller
 from tokenweir.ports import Clock, DirectoryChanges, DirectoryFeed, KeyGrant, SealedCredential, Vault
+from tokenweir.principals import Principal
 from tokenweir.wire.headers import Headers, credentials
 
 POLL_SECONDS: Final = 0.25
@@ -51,7 +53,11 @@ class _Held(msgspec.Struct, frozen=True):
 class Authenticator:
     """Finds the grant behind a token, follows the directory, and knows the upstream credential of each grant."""
 
-    def __init__(self, feed: DirectoryFeed, vault: Vault, clock: Clock) -> None:
+    def __init__(
+        self, feed: DirectoryFeed, vault: Vault, clock: Clock, *, on_limits: Callable[[Sequence[LimitRecord], bool], None] | None = None
+    ) -> None:
+        """`on_limits` is told on the event loop which limits have changed, and whether those are all there are."""
+        self._on_limits = on_limits
         self._feed = feed
         self._vault = vault
         self._clock = clock
@@ -89,6 +95,10 @@ class Authenticator:
         """The grant of a token, if this snapshot accepts it. A lookup by keyed digest takes the same time whatever part of a guess is right."""
         held = self._lookup(token)
         return None if held is None else held.grant
+
+    def principals(self) -> list[Principal]:
+        """Who may call now, each key once."""
+        return list({held.grant.principal.key_id: held.grant.principal for held in self._held.values()}.values())
 
     async def authenticate(self, headers: Headers, *, address: str) -> KeyGrant:
         """The grant of the caller; raises InvalidRequest, Unauthenticated, Forbidden, or StoreUnavailable when it cannot be known."""
@@ -228,6 +238,8 @@ class Authenticator:
                 if self._upstream_faults.get(credential_id) != fault and (credential_id or not read.sealed):
                     telemetry.log(logging.WARNING, "credential_unusable", credential_id=credential_id or "settings", error=fault)
             self._upstream_keys, self._upstream_faults, self._upstream_read_ns = read.upstream_keys, read.upstream_faults, read.at_ns
+        if self._on_limits is not None:
+            self._on_limits(read.changes.limits, read.whole)
         self._revision = read.changes.revision
         self._fresh_ns = read.at_ns
         self._loaded = self._available = True

@@ -93,7 +93,9 @@ class Courier:
                 # Bytes that never left cost nothing; behind a kept connection that had ended there may still have been a reader.
                 await self._settle(attempt, Outcome(refused=not connection.bytes_sent, error_type=error.code, cut=passage.cut_by))
                 passage.go_on()
-                if attempt_no < self._settings.attempts_max and (not connection.bytes_sent or (isinstance(error, UpstreamCut) and error.stale)):
+                unsent = not connection.bytes_sent
+                retry = unsent or (isinstance(error, UpstreamCut) and error.stale and (ticket is None or ticket.may_retry))
+                if attempt_no < self._settings.attempts_max and retry:
                     RETRIES.labels("stale_connection").inc()
                     continue
                 raise

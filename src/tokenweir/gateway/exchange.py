@@ -14,6 +14,7 @@ from tokenweir.errors import BodyTooLarge, BodyTooSlow, InvalidRequest
 from tokenweir.gateway import framing
 from tokenweir.gateway.server import CONNECTION, CYCLE, Connection, Parting
 from tokenweir.policies import Network
+from tokenweir.wire.faults import Fault, fault_body
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -177,3 +178,10 @@ def _within(address: str, networks: tuple[Network, ...]) -> bool:
     except ValueError:
         return False
     return any(here in network for network in networks)
+
+
+async def refuse(exchange: Exchange, fault: Fault) -> None:
+    """Answer with a refusal of ours."""
+    await exchange.answer(
+        fault.status, [(b"content-type", b"application/json"), *fault.headers], fault_body(fault.error_type, fault.message, exchange.request_id)
+    )

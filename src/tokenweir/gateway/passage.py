@@ -1,12 +1,13 @@
 """A request on its way: who may end it early, and what that does to the connection upstream.
 
 A passage is ended by its client (policy `cancel`: the upstream connection is closed at once; policy `drain`: the answer is read on, without a
-reader, to learn the exact bill) or by the shutdown of the gateway. Whoever waits for upstream bytes then sees `UpstreamCut`, and settles.
+reader, to learn the exact bill), by a limit that ends streams, or by the shutdown of the gateway. Whoever waits for upstream bytes then sees `UpstreamCut`, and settles.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Literal, Self
 
 from tokenweir.errors import ShuttingDown
@@ -15,7 +16,7 @@ from tokenweir.gateway.upstream import UpstreamConnection
 from tokenweir.settings import GatewaySettings
 from tokenweir.telemetry import CLIENTS_LEFT, OPEN_REQUESTS
 
-EndedBy = Literal["", "client", "shutdown"]
+EndedBy = Literal["", "client", "shutdown", "limit"]
 
 
 class Passages:
@@ -55,7 +56,7 @@ class Passages:
 class Passage:
     """One request between its client and the provider."""
 
-    __slots__ = ("_all", "_connection", "_draining", "_metered", "_timer", "ended_by", "exchange")
+    __slots__ = ("_all", "_connection", "_draining", "_metered", "_timer", "ended_by", "exchange", "no_room", "on_ended")
 
     def __init__(self, passages: Passages, exchange: Exchange, *, metered: bool) -> None:
         self._all = passages
@@ -65,6 +66,10 @@ class Passage:
         self._timer: asyncio.TimerHandle | None = None
         self.exchange = exchange
         self.ended_by: EndedBy = ""
+        self.no_room = ""
+        """Why a limit ended it, in a sentence."""
+        self.on_ended: Callable[[], object] | None = None
+        """What stops the request while it waits for room and has no connection yet."""
 
     def __enter__(self) -> Self:
         self._all.add(self)
@@ -106,6 +111,7 @@ class Passage:
         """The client has gone."""
         self.ended_by = self.ended_by or "client"
         if self._connection is None:
+            self._stop_waiting()
             return
         everything = self._all
         if everything.drain_policy and self._metered and everything.draining < everything.drains_max and not everything.stopping:
@@ -122,6 +128,18 @@ class Passage:
         self.ended_by = self.ended_by or "shutdown"
         if self._connection is not None:
             self._connection.abort()
+        else:
+            self._stop_waiting()
+
+    def out_of_room(self, reason: str) -> None:
+        """A limit that ends streams has no more room for this one."""
+        if not self.ended_by and self._connection is not None:
+            self.ended_by, self.no_room = "limit", reason
+            self._connection.abort()
+
+    def _stop_waiting(self) -> None:
+        if self.on_ended is not None:
+            self.on_ended()
 
     def _stop_draining(self) -> None:
         if self._draining:

@@ -11,7 +11,9 @@ from tokenweir.errors import UpstreamCut, UpstreamError
 from tokenweir.gateway.delivery import Answer, Refusal
 from tokenweir.gateway.passage import Passage
 from tokenweir.gateway.upstream import Taken
+from tokenweir.metering.holding import Held
 from tokenweir.metering.journal import JournalWriter
+from tokenweir.metering.limit_answers import headers_of, out_of_room
 from tokenweir.metering.meter import Attempt, Outcome
 from tokenweir.usage import Certainty
 from tokenweir.wire.faults import stream_fault
@@ -43,8 +45,11 @@ class Relay:
     async def _stream(self, passage: Passage, answer: Answer, meter: StreamMeter, attempt: Attempt) -> None:
         """Most of a stream is poured from socket to socket; from its final event on, each piece waits for what must be done first."""
         exchange, connection = passage.exchange, answer.connection
-        await exchange.start(answer.head.status, _headers(answer.head.headers, answer.upstream_request_id))
-        pouring = _Pouring(passage, meter)
+        held = attempt.held
+        await exchange.start(answer.head.status, _headers(answer.head.headers, answer.upstream_request_id, held))
+        pouring = _Pouring(passage, meter) if held is None else _PouringWithin(passage, meter, held)
+        if held is not None:
+            held.on_no_room = lambda link: passage.out_of_room(out_of_room(link))
         exchange.when_writable(connection.resume)
         settled = False
         try:
@@ -65,7 +70,8 @@ class Relay:
                 raise UpstreamCut("The provider's answer ended before it was complete.")
         except UpstreamError as error:
             if not settled:
-                await self._settle(attempt, _outcome(passage, answer, meter.reading(), error_type=error.code, cut=passage.cut_by))
+                kind = "limit_reached" if passage.ended_by == "limit" else error.code
+                await self._settle(attempt, _outcome(passage, answer, meter.reading(), error_type=kind, cut=passage.cut_by))
                 await _end_broken_stream(passage, pouring.last, error)
                 return
         finally:
@@ -77,7 +83,7 @@ class Relay:
     async def _whole(self, passage: Passage, answer: Answer, requested_model: str) -> None:
         """An answer that is not a metered stream: JSON, or a route that costs nothing."""
         exchange, connection, attempt = passage.exchange, answer.connection, answer.attempt
-        headers = _headers(answer.head.headers, answer.upstream_request_id)
+        headers = _headers(answer.head.headers, answer.upstream_request_id, None if attempt is None else attempt.held)
         if answer.head.content_length is not None:
             headers.append((b"content-length", str(answer.head.content_length).encode()))
         pieces: list[bytes] = []
@@ -111,7 +117,7 @@ class Relay:
         await exchange.finish(held)
 
     async def _settle(self, attempt: Attempt, outcome: Outcome) -> None:
-        attempt.settle(outcome)
+        attempt.settle(outcome, last=True)
         if self._strict:
             await self._journal.durable()
 
@@ -141,6 +147,24 @@ class _Pouring:
         return self._exchange.put(chunk)
 
 
+class _PouringWithin(_Pouring):
+    """The same for a stream that holds room of limits: what it has come to is told to the hold, which may have to grow."""
+
+    __slots__ = ("_held", "_meter")
+
+    def __init__(self, passage: Passage, meter: StreamMeter, held: Held) -> None:
+        super().__init__(passage, meter)
+        self._meter = meter
+        self._held = held
+
+    def take(self, chunk: bytes) -> Taken:
+        """Release a piece, unless it is final."""
+        taken = super().take(chunk)
+        if taken is not Taken.STOP:
+            self._held.seen(self._meter.output_seen)
+        return taken
+
+
 def _outcome(passage: Passage, answer: Answer, reading: Reading | None, *, error_type: str = "", cut: str = "") -> Outcome:
     return Outcome(
         status=answer.head.status,
@@ -158,15 +182,22 @@ async def _end_broken_stream(passage: Passage, last: bytes, error: UpstreamError
     if exchange.gone:
         return
     if last.endswith((b"\n\n", b"\r\n\r\n", b"\r\r")):
-        message = "the gateway is shutting down" if passage.ended_by == "shutdown" else error.message
-        kind = "overloaded_error" if passage.ended_by == "shutdown" else "api_error"
+        match passage.ended_by:
+            case "shutdown":
+                kind, message = "overloaded_error", "the gateway is shutting down"
+            case "limit":
+                kind, message = "billing_error", passage.no_room
+            case _:
+                kind, message = "api_error", error.message
         await exchange.finish(stream_fault(kind, message, exchange.request_id))
     else:
         exchange.cut()
 
 
-def _headers(headers: list[tuple[bytes, bytes]], upstream_id: str) -> list[tuple[bytes, bytes]]:
+def _headers(headers: list[tuple[bytes, bytes]], upstream_id: str, held: Held | None = None) -> list[tuple[bytes, bytes]]:
     forwarded = forward_response_headers(headers)
+    if held is not None:
+        forwarded += headers_of(held)
     if upstream_id:
         forwarded.append((b"x-tokenweir-upstream-request-id", upstream_id.encode("latin-1")))
     return forwarded

@@ -61,7 +61,6 @@ class Holder:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-
     async def settle_down(self) -> None:
         """Wait until everything that was asked for beside the relaying has been answered."""
         while self._tasks:

@@ -1,6 +1,6 @@
 """The meter: from an admitted request to settlements in the journal, exactly one for every attempt.
 
-One request gets a `Ticket`; each time it is sent upstream the ticket opens an `Attempt`, whose intent is journaled before the first byte goes
+A request that its limits have room for (`limiter.py`) gets a `Ticket`; each time it is sent upstream the ticket opens an `Attempt`, whose intent is journaled before the first byte goes
 out, and which is settled exactly once, whatever happens: leaving the ticket's `with` block settles what was left open at its ceiling. How an
 outcome becomes a settlement is decided by `conclude`, which is pure. Change together with `ledger/entries.py` and `wire/messages.py`.
 """
@@ -13,8 +13,12 @@ from types import TracebackType
 from typing import Protocol, Self
 
 import msgspec
+from msgspec.structs import replace
 
 from tokenweir.ledger.entries import FLAG_UNPRICED, Intent, Settlement
+from tokenweir.limits.queue import Priority
+from tokenweir.metering.holding import Held
+from tokenweir.metering.limiter import Asking, Downgrade, LimitDenied, Limiter
 from tokenweir.money import Nanos
 from tokenweir.periods import Micros
 from tokenweir.ports import Clock
@@ -62,30 +66,63 @@ class Outcome(msgspec.Struct, frozen=True):
     upstream_request_id: str = ""
     error_type: str = ""
     cut: str = ""
-    """`client`, `upstream`, `shutdown` or `gateway` (a fault of ours) if it was ended early."""
+    """`client`, `upstream`, `shutdown`, `limit` or `gateway` (a fault of ours) if it was ended early."""
     first_byte_us: int = 0
 
 
 class Meter:
     """Opens tickets, and turns outcomes into journaled settlements."""
 
-    __slots__ = ("_card", "_clock", "_journal", "_mint")
+    __slots__ = ("_card", "_clock", "_journal", "_limiter", "_mint")
 
-    def __init__(self, *, journal: Journal, card: RateCard, clock: Clock, mint: Callable[[Micros], str]) -> None:
+    def __init__(self, *, journal: Journal, card: RateCard, clock: Clock, mint: Callable[[Micros], str], limiter: Limiter | None = None) -> None:
         self._journal = journal
         self._card = card
         self._clock = clock
         self._mint = mint
+        self._limiter = limiter
 
-    def admit(self, principal: Principal, envelope: Envelope, attribution: Attribution, *, request_id: str) -> Ticket:
-        """Admit a request. Limits will decide here; until a limit is set, every permitted request is admitted."""
+    async def admit(
+        self,
+        principal: Principal,
+        envelope: Envelope,
+        attribution: Attribution,
+        *,
+        request_id: str,
+        priority: Priority = "normal",
+        flags: tuple[str, ...] = (),
+    ) -> Ticket | LimitDenied | Downgrade:
+        """A ticket, if all limits of the request have room for it; `flags` are booked with its attempts.
+
+        Raises StoreUnavailable if a limit that must be read cannot be.
+        """
         facts = _facts(self._card, envelope.model)
         ceiling = ceiling_usage(
             envelope,
             context_tokens=facts.context_tokens if facts else _UNKNOWN_CONTEXT_TOKENS,
             output_tokens_max=facts.output_tokens_max if facts else _UNKNOWN_OUTPUT_TOKENS,
         )
-        return Ticket(self, principal, envelope, attribution, ceiling, request_id)
+        held: Held | None = None
+        if self._limiter is not None and len(self._limiter.book):
+            now_us = self._clock.now_us()
+            admission = await self._limiter.admit(
+                Asking(
+                    request_id=request_id,
+                    principal=principal,
+                    envelope=envelope,
+                    session=attribution.session_id,
+                    priority=priority,
+                    ceiling=ceiling,
+                    ceiling_nanos=self._ceiling_nanos(envelope, ceiling, now_us),
+                    now_us=now_us,
+                )
+            )
+            if isinstance(admission, LimitDenied | Downgrade):
+                return admission
+            held = admission
+            if held is not None:
+                flags += held.flags
+        return Ticket(self, principal, envelope, attribution, ceiling, request_id, held, flags)
 
     def open_attempt(self, ticket: Ticket) -> Intent:
         """Journal the intent of the ticket's next attempt. Raises JournalFull or JournalBroken: then nothing may be sent."""
@@ -134,54 +171,87 @@ class Meter:
 class Attempt:
     """One request to the provider, from its intent to its settlement."""
 
-    __slots__ = ("_meter", "intent", "state")
+    __slots__ = ("_flags", "_meter", "held", "intent", "state")
 
-    def __init__(self, meter: Meter, intent: Intent) -> None:
+    def __init__(self, meter: Meter, intent: Intent, held: Held | None, flags: tuple[str, ...]) -> None:
         self._meter = meter
+        self._flags = flags
         self.intent = intent
+        self.held = held
+        """What the request holds of its limits."""
         self.state = State.OPEN
 
-    def settle(self, outcome: Outcome) -> None:
-        """Journal the outcome; raises RuntimeError if the attempt is settled already, because then usage would be booked twice."""
+    def settle(self, outcome: Outcome, *, last: bool = False) -> None:
+        """Journal the outcome; raises RuntimeError if the attempt is settled already, because then usage would be booked twice.
+
+        `last`: no other attempt of the request follows, so what it holds of its limits can be settled with it.
+        """
         if self.state is not State.OPEN:
             raise RuntimeError(f"attempt {self.intent.attempt_id} is settled already")
         # An outcome that cannot be priced leaves the attempt open, and so at its ceiling; a journal that fails is not asked a second time.
         settlement = self._meter.conclude(self.intent, outcome)
+        if self._flags:
+            settlement = replace(settlement, flags=(*settlement.flags, *self._flags))
         self.state = State.SETTLED
         self._meter.book(settlement)
+        if self.held is not None:
+            self.held.add(settlement, self.intent.started_at_us)
+            if last:
+                self.held.end()
 
 
 class Ticket:
-    """The right of one request to spend, held by the coroutine that serves it: `with ticket:` guarantees an end for every attempt."""
+    """The right of one request to spend, held by the coroutine that serves it: `with ticket:` guarantees an end for every attempt, and for its holds."""
 
-    __slots__ = ("_current", "_meter", "attempts", "attribution", "ceiling", "envelope", "principal", "request_id")
+    __slots__ = ("_current", "_flags", "_meter", "attempts", "attribution", "ceiling", "envelope", "held", "principal", "request_id")
 
-    def __init__(self, meter: Meter, principal: Principal, envelope: Envelope, attribution: Attribution, ceiling: Usage, request_id: str) -> None:
+    def __init__(
+        self,
+        meter: Meter,
+        principal: Principal,
+        envelope: Envelope,
+        attribution: Attribution,
+        ceiling: Usage,
+        request_id: str,
+        held: Held | None = None,
+        flags: tuple[str, ...] = (),
+    ) -> None:
         self._meter = meter
         self._current: Attempt | None = None
+        self._flags = flags
         self.principal = principal
         self.envelope = envelope
         self.attribution = attribution
         self.ceiling = ceiling
         self.request_id = request_id
+        self.held = held
         self.attempts = 0
 
     def open_attempt(self) -> Attempt:
         """Journal the next intent; the attempt before must be settled. Raises JournalFull or JournalBroken."""
         if self._current is not None and self._current.state is State.OPEN:
             raise RuntimeError(f"attempt {self._current.intent.attempt_id} is still open")
-        attempt = Attempt(self._meter, self._meter.open_attempt(self))
+        attempt = Attempt(self._meter, self._meter.open_attempt(self), self.held, self._flags)
         self.attempts += 1
         self._current = attempt
         return attempt
+
+    @property
+    def may_retry(self) -> bool:
+        """Whether the limits have room for another attempt after the last one."""
+        return self.held is None or self.held.may_retry
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Nothing can end without a settlement: an attempt left open is booked at its ceiling."""
-        if self._current is not None and self._current.state is State.OPEN:
-            self._current.settle(Outcome(cut="gateway", error_type="gateway_failure" if error is not None else ""))
+        """Nothing can end without a settlement: an attempt left open is booked at its ceiling, and nothing stays held."""
+        try:
+            if self._current is not None and self._current.state is State.OPEN:
+                self._current.settle(Outcome(cut="gateway", error_type="gateway_failure" if error is not None else ""))
+        finally:
+            if self.held is not None:
+                self.held.end()
 
 
 def conclude(card: RateCard, intent: Intent, outcome: Outcome, *, now_us: Micros) -> Settlement:

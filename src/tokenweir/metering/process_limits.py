@@ -63,7 +63,7 @@ class ProcessLimits:
             local_share_percent=local_share_percent,
         )
 
-    def take(self, records: Sequence[LimitRecord], *, whole: bool) -> None:
+    def take(self, records: Sequence[LimitRecord], whole: bool) -> None:
         """What the directory says has changed; `whole`: it is all there is."""
         if records or whole:
             live = [(record.limit, record.grants) for record in records if record.removed_at_us is None]
