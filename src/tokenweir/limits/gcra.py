@@ -26,13 +26,14 @@ def leak(level_num: int, at_us: Micros, *, refill: int, period_us: int, now_us: 
     """The level and its time as of `now_us`.
 
     A clock that was set back leaks nothing, and nothing again until it has caught up: no instant leaks twice. One that is more than a period behind
-    was wrong before; the level stays as it is and leaks from now on, or it would stand still for as long as the clock was ahead.
+    was wrong before; the level stays as it is and leaks from now on, or it would stand still for as long as the clock was ahead. An empty level has
+    no past.
     """
     passed_us = now_us - at_us
     if passed_us >= 0:
         left = level_num - refill * passed_us
         return (left if left > 0 else 0), now_us  # noqa: FURB136 -- max() costs twice as much, and this is on the hot path
-    return level_num, (now_us if passed_us < -period_us else at_us)
+    return level_num, (now_us if not level_num or passed_us < -period_us else at_us)
 
 
 def wait_us(level_num: int, at_us: Micros, *, held: int, units: int, room: int, refill: int, period_us: int, now_us: Micros) -> int:
