@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from tokenweir import app, issuing, limiting
 from tokenweir.limits.limit import Cycle, Grant, Limit, Resource, Scope
 from tokenweir.settings import Settings
 from tokenweir.storage.directory import SqlDirectory
+from tokenweir.storage.engine import DATABASE_FILE
 from tokenweir.storage.limit_directory import SqlLimitDirectory
 
 NOW = 1_795_000_000_000_000  # 2026-11-18T11:06:40Z
@@ -83,10 +86,20 @@ class LimitOffice:
         return self.directory.changes_since(0).revision
 
 
+@functools.cache
+def _empty_database() -> bytes:
+    """A database with the schema and nothing in it: made once, because that takes longer than most tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        app.open_engine(Settings(data_dir=Path(folder)), create=True).dispose()
+        return (Path(folder) / DATABASE_FILE).read_bytes()
+
+
 @contextmanager
 def limit_office(kind: str, folder: Path) -> Iterator[LimitOffice]:
     """An office with an empty database of that kind."""
     with settings_for(kind, folder) as settings:
+        if kind == "sqlite":
+            (app.prepare_data_dir(settings) / DATABASE_FILE).write_bytes(_empty_database())
         office = LimitOffice(settings)
         try:
             yield office

@@ -7,6 +7,7 @@ and is rounded so that it is never shorter than was asked; credits belong to cal
 
 from __future__ import annotations
 
+import re
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -22,6 +23,7 @@ from tokenweir.periods import QUARTER_US, Micros, format_instant, quarter_start
 GrantKind: TypeAlias = Literal["credit", "topup", "increase"]
 PRIORITY_MAX: Final = 1_000_000
 REASON_LENGTH_MAX: Final = 1_000
+_NOTHING: Final = re.compile(r"\$?0+(?:\.0+)?\Z").match
 
 
 class Granted(msgspec.Struct, frozen=True):
@@ -137,4 +139,7 @@ def checked_text(what: str, text: str) -> str:
 
 
 def _bound(written: str | int, resource: Resource) -> int | None:
-    return None if written == "" else drafting.parse_amount(resource, written)
+    """What may be left over; nothing may, which is no amount for anything else."""
+    if written == "" or _NOTHING(str(written).strip()):
+        return None if written == "" else 0
+    return drafting.parse_amount(resource, written)

@@ -52,7 +52,8 @@ def whose(scope: Scope, *, organization: str, team: str = "", key: str = "") -> 
 def default_name(limit: Limit, taken: set[str], *, organization: str, team: str = "", key: str = "") -> str:
     """A name that tells what it limits, such as `team red · spend · month`, and that is not taken."""
     parts = [whose(limit.scope, organization=organization, team=team, key=key), limit.resource.replace("_", " ")]
-    parts += [window_text(limit.window).removeprefix("rolling:").partition(":")[0]] if limit.window else []
+    plain_window = msgspec.structs.replace(limit.window, burst=0) if isinstance(limit.window, Rolling) else limit.window
+    parts += [window_text(plain_window).removeprefix("rolling:")] if limit.window else []
     parts += [", ".join(limit.models) if len(limit.models) < 3 else f"{len(limit.models)} models"] if limit.models else []
     plain = " · ".join(parts)
     name, number = plain[:NAME_LENGTH_MAX], 1
