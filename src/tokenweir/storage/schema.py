@@ -244,6 +244,8 @@ ENTRIES = Table(
     _text("dedup_key", default=True),
     Index("entries_started", "started_at_us"),
     Index("entries_adjusted", "attempt_id", sqlite_where=text("kind = 'adjustment'"), postgresql_where=text("kind = 'adjustment'")),
+    # What was corrected lately, for those who count beside the ledger.
+    Index("entries_corrected", "ended_at_us", sqlite_where=text("kind = 'adjustment'"), postgresql_where=text("kind = 'adjustment'")),
     Index("entries_flagged", "entry_id", sqlite_where=text("flags <> '[]'"), postgresql_where=text("flags <> '[]'")),
     # One record per call and source, whoever books it twice.
     Index("entries_told", "source", "dedup_key", unique=True, sqlite_where=text(WHERE_TOLD), postgresql_where=text(WHERE_TOLD)),

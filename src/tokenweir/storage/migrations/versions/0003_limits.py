@@ -1,6 +1,6 @@
 """Limits: what was set, what was granted on top, and requests for more.
 
-Revision 0003, after 0002. Four new tables; nothing that is there is touched.
+Revision 0003, after 0002. Four new tables, and an index of what was corrected lately; nothing that is there is touched.
 """
 
 from __future__ import annotations
@@ -76,4 +76,12 @@ def upgrade() -> None:
         sa.Column("said_by", sa.Text(), nullable=False),
         sa.Column("content", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("request_id", "number", name="limit_request_comments_pkey"),
+    )
+    op.create_index(
+        "entries_corrected",
+        "entries",
+        ["ended_at_us"],
+        unique=False,
+        sqlite_where=sa.text("kind = 'adjustment'"),
+        postgresql_where=sa.text("kind = 'adjustment'"),
     )
