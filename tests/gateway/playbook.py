@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httptools
-from metering.limit_desk import Desk
 from uvicorn import Config
 
+from metering.limit_desk import Desk
 from tokenweir import key_tokens
 from tokenweir.app import IdMint, SystemClock, open_rate_card
 from tokenweir.errors import JournalFull
@@ -444,9 +444,17 @@ class Play:
     """A screenplay; awaiting it performs it."""
 
     def __init__(
-        self, gateway: dict[str, Any] | None = None, upstream: dict[str, Any] | None = None, *, strict: bool = False, policy: Policy | None = None
+        self,
+        gateway: dict[str, Any] | None = None,
+        upstream: dict[str, Any] | None = None,
+        *,
+        strict: bool = False,
+        policy: Policy | None = None,
+        limits: Sequence[Limit] = (),
     ) -> None:
-        self._make: Callable[[], Stage] = lambda: Stage(gateway or {}, upstream or {}, strict=strict, policy=policy or Policy(), loud=True)
+        self._make: Callable[[], Stage] = lambda: Stage(
+            gateway or {}, upstream or {}, strict=strict, policy=policy or Policy(), loud=True, limits=limits
+        )
         self._lines: list[tuple[str, Line]] = []
 
     def __rshift__(self, happens: Line) -> Play:

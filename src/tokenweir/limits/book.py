@@ -13,6 +13,7 @@ import msgspec
 
 from tokenweir.limits.bucket import Bucket, Kind
 from tokenweir.limits.cycle import bounds
+from tokenweir.limits.demand import RESOURCES
 from tokenweir.limits.grants import Allowance, increases, increases_change_at, needs_use
 from tokenweir.limits.limit import Action, Cycle, Grant, Limit, Resource, Rolling, Scope, covers
 from tokenweir.periods import Micros
@@ -44,9 +45,34 @@ class Chain(msgspec.Struct, frozen=True):
     valid_until_us: Micros
     unknown: tuple[Link, ...] = ()
     """Links whose room must be worked out first."""
+    resources: tuple[int, ...] = ()
+    """Of each link, the place of its resource in `demand.RESOURCES`."""
+    asks: tuple[int, ...] = ()
+    """The same, in the ceiling's demands followed by the expected ones: a strict limit asks for the ceiling."""
+    all_strict: bool = False
+    expects_cost: bool = False
+    """Somebody needs to know what the request is expected to cost."""
+    queues: bool = False
+    """One of the limits lets requests wait."""
 
 
 EMPTY = Chain((), (), _FOREVER)
+
+
+def _chain_of(links: tuple[Link, ...]) -> Chain:
+    """The chain, with everything worked out that is the same for each request."""
+    resources = tuple(RESOURCES.index(link.limit.resource) for link in links)
+    return Chain(
+        links,
+        tuple(link.bucket for link in links),
+        min((link.valid_until_us for link in links), default=_FOREVER),
+        tuple(link for link in links if not link.known),
+        resources,
+        tuple(place if link.limit.strict else place + len(RESOURCES) for place, link in zip(resources, links, strict=True)),
+        all(link.limit.strict for link in links),
+        any(link.limit.resource is Resource.SPEND and not link.limit.strict for link in links),
+        any(link.limit.action is Action.QUEUE for link in links),
+    )
 
 
 class LimitBook:
@@ -116,12 +142,7 @@ class LimitBook:
             for limit in self.met(principal, session)
             if covers(limit, *names)
         )
-        chain = Chain(
-            links,
-            tuple(link.bucket for link in links),
-            min((link.valid_until_us for link in links), default=_FOREVER),
-            tuple(link for link in links if not link.known),
-        )
+        chain = _chain_of(links)
         # A request that names several models is rare, and not remembered; nor is a chain that is still to be completed.
         if not others and not chain.unknown:
             if len(self._chains) >= CHAINS_MAX:
@@ -132,6 +153,13 @@ class LimitBook:
     def covers(self, limit: Limit, model: str) -> bool:
         """Whether the limit counts what the model used, however it is spelled."""
         return not limit.models or covers(limit, *self._names(model))
+
+    def same_model(self, one: str, other: str) -> bool:
+        """Whether two spellings mean the same model."""
+        if one == other:
+            return True
+        known = self._canonical(one)
+        return known is not None and known == self._canonical(other)
 
     def _names(self, *models: str) -> list[str]:
         canonical = map(self._canonical, models)

@@ -11,6 +11,9 @@ from tokenweir.limits.limit import Resource
 from tokenweir.money import Nanos
 from tokenweir.usage import Usage
 
+RESOURCES: tuple[Resource, ...] = tuple(Resource)
+"""The order of `all_units` and `all_demands`."""
+
 
 def units_of(resource: Resource, usage: Usage, cost_nanos: Nanos, *, attempts: int = 1) -> int:
     """What a settlement uses of a resource, in its units (spend: nano-USD). Of concurrency nothing is used: it was held, and is free again."""
@@ -35,3 +38,16 @@ def demand_of(resource: Resource, usage: Usage, cost_nanos: Nanos) -> int:
     if resource is Resource.REQUESTS or resource is Resource.CONCURRENCY:
         return 1
     return max(1, units_of(resource, usage, cost_nanos))
+
+
+def all_units(usage: Usage, cost_nanos: Nanos) -> tuple[int, int, int, int, int, int]:
+    """`units_of` every resource for one attempt, in the order of `RESOURCES`: for requests that meet many limits."""
+    fresh = usage.uncached_input + usage.cache_write_5m + usage.cache_write_1h
+    return 1, fresh, usage.output, fresh + usage.cache_read + usage.output, cost_nanos, 0
+
+
+def all_demands(usage: Usage, cost_nanos: Nanos) -> tuple[int, int, int, int, int, int]:
+    """`demand_of` every resource, in the order of `RESOURCES`."""
+    fresh = usage.uncached_input + usage.cache_write_5m + usage.cache_write_1h
+    total = fresh + usage.cache_read + usage.output
+    return 1, fresh or 1, usage.output or 1, total or 1, cost_nanos or 1, 1

@@ -15,7 +15,7 @@ from tokenweir.ledger.entries import Settlement
 from tokenweir.limit_ports import LimitStore
 from tokenweir.limits.book import Chain, LimitBook, Link
 from tokenweir.limits.bucket import Bucket, Refused, Reserved
-from tokenweir.limits.demand import units_of
+from tokenweir.limits.demand import all_units, units_of
 from tokenweir.limits.estimate import Estimator
 from tokenweir.limits.limit import Resource
 from tokenweir.limits.reservation import extends_from, next_extension
@@ -102,7 +102,7 @@ class Held:
         self._book_version = holder.book.version
         self._output = expected.output
         self._ceiling_output = ceiling.output
-        grows = envelope.stream and any(not link.limit.strict and link.limit.resource in _GROWS for link in chain.links)
+        grows = envelope.stream and not chain.all_strict and any(_grows(link) for link in chain.links)
         self._extend_at = self._next_look() if grows else _NEVER
         self.request_id = request_id
         self.chain = chain
@@ -174,11 +174,25 @@ class Held:
         self._ended = True
         holder = self._holder
         now_us = holder.clock.now_us()
-        used = [self._used(link) for link in self.chain.links]
+        also: Sequence[tuple[Bucket, int]] = ()
+        if self._is_plain():
+            settlement, _ = self._settlements[0]
+            units = all_units(settlement.usage, settlement.cost_nanos)
+            used = [units[place] if place else 0 for place in self.chain.resources]
+        else:
+            used, also = [self._used(link) for link in self.chain.links], self._also()
         if self.is_local:
             holder.local.settle(self.request_id, used, now_us=now_us)
         else:
-            holder.store.settle(self.request_id, used, also=self._also(), now_us=now_us)
+            holder.store.settle(self.request_id, used, also=also, now_us=now_us)
+
+    def _is_plain(self) -> bool:
+        """One attempt, by the model that was asked for, in the cycles it was admitted in, under the limits of then: then every link counts all of it."""
+        book, envelope = self._holder.book, self._envelope
+        if len(self._settlements) != 1 or self._book_version != book.version or envelope.other_models:
+            return False
+        settlement, started_at_us = self._settlements[0]
+        return started_at_us < self.chain.valid_until_us and book.same_model(settlement.model, envelope.model)
 
     def _used(self, link: Link) -> int:
         """What the booked attempts used of a limit; of a calendar cycle, those that began in it."""
@@ -193,7 +207,8 @@ class Held:
     def _also(self) -> list[tuple[Bucket, int]]:
         """Use of buckets that the hold does not cover: of another model that answered, of a limit that was set since, of the next cycle."""
         model, chain_ends_us = self._envelope.model, self.chain.valid_until_us
-        if not any(one.model != model or started_at_us >= chain_ends_us for one, started_at_us in self._settlements) and (
+        same = self._holder.book.same_model
+        if not any(not same(one.model, model) or started_at_us >= chain_ends_us for one, started_at_us in self._settlements) and (
             self._book_version == self._holder.book.version
         ):
             return []
@@ -212,8 +227,11 @@ class Held:
 _NEVER = 2**62
 
 
+def _grows(link: Link) -> bool:
+    return not link.limit.strict and link.limit.resource in _GROWS
+
+
 def _grown(link: Link, tokens: int, nanos: Nanos) -> int:
-    limit = link.limit
-    if limit.strict or limit.resource not in _GROWS:
+    if not _grows(link):
         return 0
-    return nanos if limit.resource is Resource.SPEND else tokens
+    return nanos if link.limit.resource is Resource.SPEND else tokens

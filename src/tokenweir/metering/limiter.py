@@ -18,7 +18,7 @@ from tokenweir.errors import StoreUnavailable
 from tokenweir.limit_ports import LimitStore
 from tokenweir.limits.book import Chain, LimitBook, Link
 from tokenweir.limits.bucket import NEVER, Kind, Outcome, Refused, Reserved, Shortage, Unseeded
-from tokenweir.limits.demand import demand_of
+from tokenweir.limits.demand import all_demands
 from tokenweir.limits.estimate import Estimator
 from tokenweir.limits.limit import Action
 from tokenweir.limits.queue import Priority
@@ -119,22 +119,21 @@ class Limiter:
         return self.book.chain(asking.principal, envelope.model, others=envelope.other_models, session=asking.session, now_us=now_us)
 
     async def _admit(self, asking: Asking, chain: Chain) -> Admission:
-        expected = self._expected(asking, chain)
-        expected_nanos = self._cost(asking, expected) if expected is not asking.ceiling else asking.ceiling_nanos
-        attempt = _Attempt(asking, chain, expected, expected_nanos)
-        ahead = self._queue_ahead(chain)
-        if ahead is not None:
+        attempt = self._attempt(asking, chain)
+        if chain.queues and (ahead := self._queue_ahead(chain)) is not None:
             return await self._wait(attempt, ahead, 0)
         outcome = await self._try(attempt)
         if isinstance(outcome, Refused) and (queued := _all_queue(attempt.chain, outcome)):
             return await self._wait(attempt, *queued)
         return self._concluded(attempt, outcome)
 
-    def _expected(self, asking: Asking, chain: Chain) -> Usage:
-        """What the request will probably use; its ceiling if every limit is strict."""
-        if all(link.limit.strict for link in chain.links):
-            return asking.ceiling
-        return self._estimator.expect(asking.principal.key_id, asking.envelope.model, asking.envelope, asking.ceiling)
+    def _attempt(self, asking: Asking, chain: Chain) -> _Attempt:
+        """What the request will ask for: its ceiling of strict limits, what it will probably use of the others."""
+        expected, expected_nanos = asking.ceiling, asking.ceiling_nanos
+        if not chain.all_strict:
+            expected = self._estimator.expect(asking.principal.key_id, asking.envelope.model, asking.envelope, asking.ceiling)
+            expected_nanos = self._cost(asking, expected) if chain.expects_cost else 0
+        return _Attempt(asking, chain, expected, expected_nanos)
 
     def _cost(self, asking: Asking, usage: Usage) -> Nanos:
         envelope = asking.envelope
@@ -156,11 +155,13 @@ class Limiter:
             now_us = self._clock.now_us()
             if now_us >= attempt.chain.valid_until_us or attempt.chain.unknown:
                 attempt.chain = await self._completed(asking, now_us)
-                attempt.units = attempt.demand()
+                attempt.ask(attempt.chain)
             chain = attempt.chain
             try:
                 outcome = await self.store.reserve(asking.request_id, chain.buckets, attempt.units, now_us=now_us)
             except StoreUnavailable:
+                # It may have been taken, and only the answer was lost.
+                self.store.settle(asking.request_id, (), now_us=now_us)
                 attempt.is_local = True
                 return self._local.reserve(asking.request_id, chain, attempt.units, now_us=now_us)
             if not isinstance(outcome, Unseeded):
@@ -243,25 +244,20 @@ class Limiter:
 class _Attempt:
     """One request on its way through admission: its chain may have to be made anew when a cycle ends while it waits."""
 
-    __slots__ = ("asking", "chain", "expected", "expected_nanos", "is_local", "units")
+    __slots__ = ("_demands", "asking", "chain", "expected", "is_local", "units")
 
     def __init__(self, asking: Asking, chain: Chain, expected: Usage, expected_nanos: Nanos) -> None:
         self.asking = asking
-        self.chain = chain
         self.expected = expected
-        self.expected_nanos = expected_nanos
         self.is_local = False
-        self.units = self.demand()
+        self._demands = all_demands(asking.ceiling, asking.ceiling_nanos) + all_demands(expected, expected_nanos)
+        self.ask(chain)
 
-    def demand(self) -> list[int]:
-        """What is asked of each limit of the chain, in its order."""
-        asking = self.asking
-        return [
-            demand_of(link.limit.resource, asking.ceiling, asking.ceiling_nanos)
-            if link.limit.strict
-            else demand_of(link.limit.resource, self.expected, self.expected_nanos)
-            for link in self.chain.links
-        ]
+    def ask(self, chain: Chain) -> None:
+        """From now on of this chain."""
+        self.chain = chain
+        demands = self._demands
+        self.units = [demands[place] for place in chain.asks]
 
 
 def _all_queue(chain: Chain, refused: Refused) -> tuple[Link, int] | None:
