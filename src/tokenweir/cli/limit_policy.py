@@ -15,10 +15,10 @@ from tokenweir.cli.output import ConfigOption, DataDirOption, JsonOption, fail, 
 from tokenweir.cli.root import app
 
 if TYPE_CHECKING:
+    from tokenweir.limit_ports import LimitDirectory
     from tokenweir.limits.policy_file import PolicyFile
     from tokenweir.limits.policy_plan import Plan
-    from tokenweir.storage.directory import SqlDirectory
-    from tokenweir.storage.limit_directory import SqlLimitDirectory
+    from tokenweir.ports import Directory
 
 DIFFERENCES = 4
 """Exit code of `plan` if there is something to do."""
@@ -172,7 +172,7 @@ def _done(made: Plan, *, applied: bool, as_json: bool, remark: str) -> None:
 
 
 @contextmanager
-def _directories(config: Path | None, data_dir: Path | None) -> Iterator[tuple[SqlDirectory, SqlLimitDirectory]]:
+def _directories(config: Path | None, data_dir: Path | None) -> Iterator[tuple[Directory, LimitDirectory]]:
     from tokenweir import app as wiring
     from tokenweir.settings import load_settings
 

@@ -38,7 +38,9 @@ from tokenweir.cli import import_exports as _import_exports  # noqa: E402, F401
 from tokenweir.cli import imports as _imports  # noqa: E402, F401
 from tokenweir.cli import keys as _keys  # noqa: E402, F401
 from tokenweir.cli import ledger as _ledger  # noqa: E402, F401
+from tokenweir.cli import limit_history as _limit_history  # noqa: E402, F401
 from tokenweir.cli import limit_policy as _limit_policy  # noqa: E402, F401
+from tokenweir.cli import limit_replay as _limit_replay  # noqa: E402, F401
 from tokenweir.cli import limit_requests as _limit_requests  # noqa: E402, F401
 from tokenweir.cli import limit_status as _limit_status  # noqa: E402, F401
 from tokenweir.cli import limits as _limits  # noqa: E402, F401
