@@ -188,8 +188,8 @@ class Directory(DirectoryFeed, Protocol):
         """All credentials, without their content."""
         ...
 
-    def audit_records(self, *, limit: int = 100) -> list[AuditRecord]:
-        """The latest changes, newest first."""
+    def audit_records(self, *, limit: int = 100, subjects: Sequence[str] = ()) -> list[AuditRecord]:
+        """The latest changes, newest first: all, or those of certain things by their ids."""
         ...
 
 

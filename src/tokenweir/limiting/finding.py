@@ -17,10 +17,12 @@ from tokenweir.limit_ports import LimitDirectory, LimitRecord
 from tokenweir.limits.identity import whose
 from tokenweir.limits.limit import Scope
 from tokenweir.periods import format_instant
-from tokenweir.ports import Directory, OrganizationRecord, TeamRecord
+from tokenweir.ports import AuditRecord, Directory, OrganizationRecord, TeamRecord
 
 ONE_BY_ONE_MAX: Final = 20
 """More limits than this are read all together."""
+HISTORY_MAX: Final = 1_000
+"""Most changes that a history goes back."""
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -97,6 +99,19 @@ def live_limit(limits: LimitDirectory, limit: str) -> LimitRecord:
     if found.removed_at_us is not None:
         raise Conflict(f"limit {found.limit.limit_id} ({found.limit.name}) was removed at {format_instant(found.removed_at_us)}; set it again first")
     return found
+
+
+def history_of(directory: Directory, limits: LimitDirectory, limit: str) -> list[AuditRecord]:
+    """What was ever done to a limit, to those that had its name before it, to their grants and to requests for more; oldest first."""
+    found = show_limit(limits, limit)
+    named = limits.limits(removed=True, named=found.limit.name, organization_id=found.limit.scope.organization_id)
+    ids = list(dict.fromkeys([found.limit.limit_id, *(one.limit.limit_id for one in named if one.limit.name == found.limit.name)]))
+    subjects = [
+        *ids,
+        *(grant.grant_id for limit_id in ids for grant in limits.grants(limit_id=limit_id, voided=True)),
+        *(request.request_id for limit_id in ids for request in limits.requests(limit_id=limit_id)),
+    ]
+    return directory.audit_records(limit=HISTORY_MAX, subjects=subjects)[::-1]
 
 
 def limits_of(limits: LimitDirectory, limit_ids: Iterable[str]) -> dict[str, LimitRecord]:

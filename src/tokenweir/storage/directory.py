@@ -7,7 +7,7 @@ Asking for changes when there are none is one read of one row. Change with it: `
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -29,7 +29,7 @@ from tokenweir.ports import (
 from tokenweir.principals import Principal
 from tokenweir.storage.changes import LATEST, LOCK_OUT_CHANGES, Audited, changing, to_json
 from tokenweir.storage.engine import reading, writing
-from tokenweir.storage.limit_rows import changed_limits
+from tokenweir.storage.limit_rows import AT_ONCE, changed_limits
 from tokenweir.storage.schema import AUDIT, CREDENTIALS, KEY_SECRETS, KEYS, META, ORGANIZATIONS, TEAMS
 
 PEPPER_CHECK: Final = "pepper_check"
@@ -239,11 +239,14 @@ class SqlDirectory:
         with reading(self._engine) as connection:
             return [_credential_record(row) for row in connection.execute(_CREDENTIALS.order_by(CREDENTIALS.c.created_at_us))]
 
-    def audit_records(self, *, limit: int = 100) -> list[AuditRecord]:
-        """The latest changes, newest first."""
+    def audit_records(self, *, limit: int = 100, subjects: Sequence[str] = ()) -> list[AuditRecord]:
+        """The latest changes, newest first: all, or those of certain things by their ids."""
         asked = select(AUDIT).order_by(AUDIT.c.audit_id.desc()).limit(limit)
+        parts = [asked.where(AUDIT.c.subject.in_(subjects[start : start + AT_ONCE])) for start in range(0, len(subjects), AT_ONCE)] or [asked]
         with reading(self._engine) as connection:
-            return [AuditRecord(row.at_us, row.actor, row.action, row.subject, row.before, row.after) for row in connection.execute(asked)]
+            rows = [row for part in parts for row in connection.execute(part)]
+        rows.sort(key=lambda row: row.audit_id, reverse=True)
+        return [AuditRecord(row.at_us, row.actor, row.action, row.subject, row.before, row.after) for row in rows[:limit]]
 
 
 # Questions, built once: SQLAlchemy compiles each a single time.

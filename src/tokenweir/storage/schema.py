@@ -185,6 +185,7 @@ AUDIT = Table(
     _text("subject"),
     _text("before", default=True),
     _text("after", default=True),
+    Index("audit_subject", "subject", "audit_id"),
 )
 
 # The ledger. Rows of `entries` are inserted and never changed.

@@ -15,7 +15,8 @@ LIVE = "removed_at_us IS NULL"
 
 
 def upgrade() -> None:
-    """Add the tables of limits."""
+    """Add the tables of limits, and the index."""
+    op.create_index("audit_subject", "audit", ["subject", "audit_id"], unique=False)
     op.create_table(
         "limits",
         sa.Column("limit_id", sa.Text(), nullable=False),
