@@ -151,7 +151,7 @@ def _parse_cycle(text: str, timezone: str, anchor: str) -> Cycle:
             names = [name for name in _WEEKDAYS if len(anchor) >= 3 and name.startswith(anchor)]
             return Cycle("week", timezone, str(_WEEKDAYS.index(names[0]) + 1) if names else anchor)
         case "month":
-            return Cycle("month", timezone, "31" if anchor == "last" else anchor.removeprefix("0"))
+            return Cycle("month", timezone, "31" if anchor == "last" else anchor.removeprefix("0") if len(anchor) == 2 else anchor)
         case "":
             raise ValueError(f"window is missing; write rolling:60s, {_CYCLES}")
         case _:
