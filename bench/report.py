@@ -20,6 +20,8 @@ RESULTS = REPOSITORY / "bench" / "results"
 DOCUMENT = REPOSITORY / "docs" / "BENCHMARKS.md"
 TABLE_HEAD = re.compile(r"^\| date \(UTC\) \|.*\n\|[-|]+\|\n", re.MULTILINE)
 """The head of the table in the document; the newest line comes right below it."""
+LIMITS_HEAD = re.compile(r"^\| limits, date \(UTC\) \|.*\n\|[-|]+\|\n", re.MULTILINE)
+"""The same for the table of limits."""
 TARGETS = {
     "json_ratio": ("CPU per JSON request, times Envoy's", 2.5, "x", False),
     "event_ratio": ("CPU per SSE event (paced), times Envoy's", 1.5, "x", False),
@@ -27,6 +29,9 @@ TARGETS = {
     "kb_per_stream": ("memory per slow stream", 40.0, " KB", False),
     "added_p50_ms": ("added p50 at 300 requests/s", 0.5, " ms", False),
     "entries_per_s": ("bookkeeping", 20_000.0, " entries/s", True),
+    "limit_us": ("CPU of admission and settlement, 6 limits in memory", 15.0, " µs", False),
+    "limit_growth": ("the same with the most keys, times that with the fewest", 1.5, "x", False),
+    "limit_store_p99_ms": ("added p99 with Valkey or Redis on this host", 0.6, " ms", False),
 }
 """What it must reach: title, value, unit, and whether more is better. Nothing is asserted."""
 
@@ -72,6 +77,13 @@ def summary(result: dict[str, Any]) -> dict[str, float]:
         found["added_p50_ms"] = round((mine - floor) / 1000, 3)
     if "bookkeeping" in result:
         found["entries_per_s"] = result["bookkeeping"]["entries_per_s"]
+    if "limits" in result:
+        limits = result["limits"]
+        by_keys = [limits["keys"][count]["cpu_us_per_request"] for count in sorted(limits["keys"], key=int)]
+        found["limit_us"] = limits["six"]["cpu_us_per_request"]
+        found["limit_growth"] = round(by_keys[-1] / by_keys[0], 2)
+        if "shared" in limits:
+            found["limit_store_p99_ms"] = limits["shared"]["added_p99_ms"]
     return found
 
 
@@ -92,6 +104,11 @@ def show(result: dict[str, Any], console: Console) -> None:
         console.print(
             f"Bookkeeping: {books['entries_per_s']:,} entries/s, {books['cpu_us_per_entry']} µs of CPU each, {books['attempts']:,} attempts"
         )
+    if "limits" in result:
+        limits = result["limits"]
+        grown = ", ".join(f"{int(count):,} keys {figures['cpu_us_per_request']} µs" for count, figures in limits["keys"].items())
+        parts = ", ".join(f"{part} {cpu_us} µs" for part, cpu_us in limits["six"]["parts_us"].items())
+        console.print(f"Limits: {limits['six']['cpu_us_per_request']} µs of CPU a request (of it {parts}); {grown}")
     for name, check in result["ledger"].items():
         verdict = f"differs: {check['differences']}" if check["differences"] else "equals what was served"
         console.print(f"Ledger after {name}: {check['attempts']:,} attempts, {check['tokens']:,} tokens: {verdict}")
@@ -161,11 +178,35 @@ def record(result: dict[str, Any]) -> tuple[Path, bool]:
     path = RESULTS / f"{result['date'].replace(':', '').replace(' ', '-')}-{result['commit'].rstrip('+')}.json"
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
     text = DOCUMENT.read_text("utf-8") if DOCUMENT.exists() else ""
-    head = TABLE_HEAD.search(text)
-    if head is None:
-        return path, False
-    DOCUMENT.write_text(f"{text[: head.end()]}{document_row(result)}\n{text[head.end() :]}", "utf-8")
-    return path, True
+    rows = [(TABLE_HEAD, document_row(result))] if result["candidates"] or "bookkeeping" in result else []
+    if "limits" in result:
+        rows.append((LIMITS_HEAD, limits_row(result)))
+    listed = False
+    for table, row in rows:
+        head = table.search(text)
+        if head is not None:
+            text = f"{text[: head.end()]}{row}\n{text[head.end() :]}"
+            listed = True
+    if listed:
+        DOCUMENT.write_text(text, "utf-8")
+    return path, listed
+
+
+def limits_row(result: dict[str, Any]) -> str:
+    """One line of the table of limits."""
+    limits, here = result["limits"], result["machine"]
+    shared = limits.get("shared")
+    cells = [
+        result["date"],
+        f"`{result['commit']}`",
+        f"{here['cpu']}, {here['cores']} cores, Linux {here['kernel']}, Python {here['python']}",
+        f"{limits['six']['cpu_us_per_request']:.1f}",
+        " / ".join(f"{limits['six']['parts_us'][part]:.1f}" for part in ("buckets", "estimator")),
+        " / ".join(f"{figures['cpu_us_per_request']:.1f}" for figures in limits["keys"].values()),
+        f"{shared['added_p50_ms']:.2f} / {shared['added_p99_ms']:.2f}" if shared else "-",
+        "void" if limits["differences"] else "equal",
+    ]
+    return "| " + " | ".join(cells) + " |"
 
 
 def document_row(result: dict[str, Any]) -> str:

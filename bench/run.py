@@ -24,6 +24,7 @@ import processes
 import report
 import scenarios
 from bookkeeping import measure_bookkeeping
+from limits import measure_limits
 from processes import BenchFailed
 from scenarios import FULL, HEAVY, QUICK, Sizes
 from verification import compare_ledger
@@ -47,7 +48,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="under a minute, small numbers: to see that everything works; not recorded")
     parser.add_argument("--with-litellm", action="store_true", help="measure LiteLLM's proxy too; installed into bench/.litellm if it is not there")
     parser.add_argument("--only", action="append", choices=sorted(STARTS), help="these candidates alone (may be repeated)")
-    parser.add_argument("--scenario", action="append", choices=["json", "big", "fast", "paced", "rate", "memory", "bookkeeping"], help="these alone")
+    parser.add_argument(
+        "--scenario", action="append", choices=["json", "big", "fast", "paced", "rate", "memory", "bookkeeping", "limits"], help="these alone"
+    )
     parser.add_argument("--rate", type=float, default=300.0, help="requests per second in the open loop (%(default)g)")
     parser.add_argument("--candidate-core", type=int, default=0, help="core of the candidate (%(default)s)")
     parser.add_argument("--load-core", type=int, default=1, help="core of the stand-in and the load (%(default)s)")
@@ -174,6 +177,25 @@ class Run:
             self.result["void"] = True
             self.note(f"bookkeeping lost or doubled something: {found['differences']}")
 
+    def limit(self) -> None:
+        """The limiter alone."""
+        options, sizes = self.options, self.sizes
+        try:
+            with self.console.status(f"limits: {sizes.limit_requests:,} requests, up to {max(sizes.limit_keys):,} keys"):
+                found = measure_limits(
+                    self.work, requests=sizes.limit_requests, keys=sizes.limit_keys, core=options.candidate_core, store_core=options.load_core
+                )
+        except (BenchFailed, subprocess.TimeoutExpired) as error:
+            self.note(f"limits: {error}")
+            self.result["void"] = True
+            return
+        self.result["limits"] = found
+        if "shared" not in found and not found["differences"]:
+            self.note("Neither Valkey nor Redis is installed: what a store of limits adds was not measured")
+        if found["differences"]:
+            self.result["void"] = True
+            self.note(f"limits do not stand at what was settled: {found['differences']}")
+
 
 def main() -> int:
     """Measure, show, record; 1 if the run is void."""
@@ -193,6 +215,8 @@ def main() -> int:
             run.measure(name)
         if run.wanted("bookkeeping") and (not options.only or "tokenweir" in options.only):
             run.book()
+        if run.wanted("limits") and (not options.only or "tokenweir" in options.only):
+            run.limit()
     finally:
         if options.work_dir is None:
             shutil.rmtree(work, ignore_errors=True)

@@ -40,10 +40,18 @@ class Sizes:
     slow_streams: int
     slow_events: int
     journal_attempts: int
+    limit_requests: int = 0
+    limit_keys: tuple[int, ...] = ()
 
 
-FULL = Sizes(seconds=4.0, rounds=3, rate_seconds=12.0, paced_seconds=8.0, slow_streams=1000, slow_events=10, journal_attempts=200_000)
-QUICK = Sizes(seconds=0.8, rounds=1, rate_seconds=1.0, paced_seconds=1.0, slow_streams=200, slow_events=2, journal_attempts=10_000)
+FULL = Sizes(
+    seconds=4.0, rounds=3, rate_seconds=12.0, paced_seconds=8.0, slow_streams=1000, slow_events=10, journal_attempts=200_000,
+    limit_requests=200_000, limit_keys=(10, 1_000, 100_000),
+)  # fmt: skip
+QUICK = Sizes(
+    seconds=0.8, rounds=1, rate_seconds=1.0, paced_seconds=1.0, slow_streams=200, slow_events=2, journal_attempts=10_000,
+    limit_requests=5_000, limit_keys=(10, 1_000),
+)  # fmt: skip
 HEAVY = Sizes(seconds=8.0, rounds=1, rate_seconds=8.0, paced_seconds=8.0, slow_streams=0, slow_events=0, journal_attempts=0)
 """For a candidate that takes milliseconds for a request."""
 
