@@ -13,7 +13,7 @@ import msgspec
 from tokenweir.limit_ports import LimitStore
 from tokenweir.limits.book import LimitBook, Link, seat_of
 from tokenweir.limits.bucket import Kind, Standing
-from tokenweir.limits.limit import Limit, Resource
+from tokenweir.limits.limit import Limit
 from tokenweir.metering.limit_use import UseLookup
 from tokenweir.metering.waiting import LimitWaits
 from tokenweir.periods import Micros
@@ -109,8 +109,8 @@ def _status(link: Link, standing: Standing, waits: Mapping[str, LimitWaits], now
         seat=link.seat,
         amount=limit.amount,
         room=bucket.room,
-        used=standing.held if limit.resource is Resource.CONCURRENCY else standing.used,
-        held=0 if limit.resource is Resource.CONCURRENCY else standing.held,
+        used=standing.used,
+        held=standing.held,
         starts_at_us=link.starts_us if bucket.kind is Kind.COUNTER else None,
         resets_at_us=resets_at_us,
         waits=waits.get(limit.limit_id),
