@@ -370,15 +370,14 @@ class LedgerSnapshot(Protocol):
         """Those of the ids that are in the ledger."""
         ...
 
-    def sums(
-        self,
-        spans: Sequence[tuple[Grain, Micros, Micros]],
-        *,
-        by: Sequence[str] = (),
-        only: Mapping[str, Sequence[str]] | None = None,
-        buckets: bool = False,
-    ) -> list[Cell]:
-        """As `LedgerStore.sums`."""
+    def dims(self, only: Mapping[str, Sequence[str]]) -> list[tuple[int, Dims]]:
+        """The dimensions of cells, with their ids; `only` names some of them and the values that are asked for."""
+        ...
+
+    def sums_of(
+        self, spans: Sequence[tuple[Grain, Micros, Micros]], dims_ids: Sequence[int], *, buckets: bool = False
+    ) -> Iterator[tuple[Micros, int, Sums]]:
+        """Rollups of these dimensions over the spans, added up within each span by dimensions and, with `buckets`, by bucket (else 0)."""
         ...
 
     def uses(self, since_us: Micros, until_us: Micros, *, only: Mapping[str, Sequence[str]] | None = None) -> Iterator[Use]:

@@ -30,8 +30,11 @@ class JournalFollower:
         self._use_of = use_of
         self._writers: dict[str, _Writer] = {}
 
-    def catch_up(self, checkpoints: Mapping[str, Checkpoint]) -> None:
-        """Read what was written since the last time. `checkpoints` were read from the ledger just before."""
+    def catch_up(self, checkpoints: Mapping[str, Checkpoint], *, alone_as: str = "") -> None:
+        """Read what was written since the last time. `checkpoints` were read from the ledger just before.
+
+        `alone_as` names the only writer that can be alive: the lock of any other one is then held by the worker that buries it.
+        """
         try:
             found = files.writers(self._directory)
         except FileNotFoundError:
@@ -40,7 +43,7 @@ class JournalFollower:
         for name, segments in found.items():
             booked = checkpoints.get(name)
             # Whether it lives is asked before reading: what a dead one wrote is complete then.
-            self._writers[name].alive = files.is_alive(self._directory, name)
+            self._writers[name].alive = name == alone_as if alone_as else files.is_alive(self._directory, name)
             self._writers[name].read(segments, _BEFORE_ALL if booked is None else (booked.segment, booked.offset), self._use_of)
 
     def unbooked(self, *, now_us: Micros) -> dict[str, Use]:

@@ -92,25 +92,38 @@ def use_of(entry: Entry) -> Use:
 
 
 class AdjustmentFeed:
-    """Tells of corrections that others made to the ledger (`ledger adjust`, `rerate`), so that counters follow. One poll is one look at an index."""
+    """Tells of corrections that others made to the ledger (`ledger adjust`, `rerate`), so that counters follow. Asking is one look at a small index.
+
+    Attempts themselves are not told of: those of a living gateway are settled by itself, and those of one that died were counted when this one started
+    (in memory) or are settled from the ledger by its worker (in a shared store).
+    """
 
     def __init__(self, store: LedgerStore, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self._seen: dict[str, Micros] = {}
+        self._heard: dict[str, Micros] = {}
         self.since_us = clock.now_us() - OVERLAP_US
         """Adjustments that state an earlier moment than this will not be told any more."""
 
-    def poll(self, buckets_of: Callable[[Use], Iterable[tuple[Bucket, Limit]]]) -> list[Charge]:
-        """Corrections since the last poll, as charges of the buckets that `buckets_of` names. Raises StoreUnavailable, and then misses nothing."""
+    def news(self) -> list[Use]:
+        """Corrections that were not `heard` yet, oldest first. Raises StoreUnavailable; then nothing is missed."""
         now_us = self._clock.now_us()
         with self._store.snapshot() as snapshot:
-            found = [use for use in snapshot.adjustments(self.since_us) if use.entry_id not in self._seen]
-        self._seen.update((use.entry_id, use.ended_at_us) for use in found)
-        self.since_us = max(self.since_us, now_us - OVERLAP_US)
-        self._seen = {entry_id: made_us for entry_id, made_us in self._seen.items() if made_us >= self.since_us}
+            found = [use for use in snapshot.adjustments(self.since_us) if use.entry_id not in self._heard]
+        if not found:
+            self.since_us = max(self.since_us, now_us - OVERLAP_US)
+        self._heard = {entry_id: made_us for entry_id, made_us in self._heard.items() if made_us >= self.since_us}
+        return sorted(found, key=lambda use: (use.ended_at_us, use.entry_id))
+
+    def heard(self, use: Use) -> None:
+        """The counters follow this correction; it need not be told again."""
+        self._heard[use.entry_id] = use.ended_at_us
+
+    def poll(self, buckets_of: Callable[[Use], Iterable[tuple[Bucket, Limit]]]) -> list[Charge]:
+        """The news, all heard, as charges of the counters that `buckets_of` names for each."""
         charges = []
-        for use in found:
+        for use in self.news():
+            self.heard(use)
             changed = [(bucket, units(limit.resource, use.sums)) for bucket, limit in buckets_of(use) if bucket.kind is Kind.COUNTER]
             if changed := [(bucket, by) for bucket, by in changed if by]:
                 charges.append(Charge(use.entry_id, tuple(changed)))
@@ -129,8 +142,11 @@ class LedgerUse:
         clock: Clock,
         *,
         feed: AdjustmentFeed | None = None,
+        alone_as: str = "",
     ) -> None:
+        """`alone_as`: the journal writer of this process, if no other one counts beside it: all other writers are dead then, whoever holds their locks."""
         self._store = store
+        self._alone_as = alone_as
         self._keys = _Keys(directory)
         self._journal = JournalFollower(journal_dir, use_of)
         self._card = card
@@ -194,7 +210,7 @@ class LedgerUse:
     # Reading.
 
     def _unbooked(self, now_us: Micros) -> dict[str, Use]:
-        self._journal.catch_up(self._store.checkpoints())
+        self._journal.catch_up(self._store.checkpoints(), alone_as=self._alone_as)
         return self._journal.unbooked(now_us=now_us)
 
     def _not_in(self, snapshot: LedgerSnapshot, unbooked: dict[str, Use]) -> list[Use]:
@@ -208,8 +224,8 @@ class LedgerUse:
     def _count(self, snapshot: LedgerSnapshot, wanted: _Wanted, left: Iterable[Use], since_us: Micros, until_us: Micros, used: list[int]) -> None:
         """Add up counters of the same stretch of time."""
         for part in wanted.parts():
-            for _, who, sums in part.read(snapshot, spans(since_us, until_us)):
-                for index, link in part.of(*who):
+            for _, met, sums in part.read(snapshot, spans(since_us, until_us)):
+                for index, link in met:
                     used[index] += units(link.limit.resource, sums)
         for use in left:
             if since_us <= use.started_at_us < until_us:
@@ -256,9 +272,9 @@ def _long_events(snapshot: LedgerSnapshot, wanted: _Wanted, left: Iterable[Use],
     events: dict[int, list[tuple[Micros, int]]] = {}
     for part in wanted.parts():
         for span in _long_spans(max(link.bucket.period_us for _, link in part.links), now_us):
-            for bucket_us, who, sums in part.read(snapshot, [span], buckets=True):
+            for bucket_us, met, sums in part.read(snapshot, [span], buckets=True):
                 end_us = min(now_us, bucket_us + GRAIN_US[span[0]])
-                for index, link in part.of(*who):
+                for index, link in met:
                     if (taken := units(link.limit.resource, sums)) > 0:
                         events.setdefault(index, []).append((end_us, taken))
     for use in left:
@@ -315,12 +331,8 @@ class _Wanted:
             scope = link.limit.scope
             home = self._by_home.setdefault(scope.key_id or scope.team_id or scope.organization_id, {})
             home.setdefault(link.limit.limit_id, (link.limit, {}))[1].setdefault(link.seat, []).append((index, link))
-        limits = [link.limit for _, link in links]
-        self._by_session = any(map(_is_by_session, limits))
-        self._by_model = any(limit.models for limit in limits)
-        self._by_person = any(limit.scope.user or limit.scope.tag or limit.scope.per == "user" for limit in limits)
-        self._by_key = self._by_session or self._by_person or any(limit.scope.key_id or limit.scope.per == "key" for limit in limits)
-        self._by_team = any(limit.scope.team_id or limit.scope.per == "team" for limit in limits)
+        self._by_session = any(_is_by_session(link.limit) for _, link in links)
+        self._by_person = any(link.limit.scope.user or link.limit.scope.tag or link.limit.scope.per == "user" for _, link in links)
         self._covered: dict[tuple[str, str], bool] = {}
 
     def narrowed(self, which: Callable[[Link], bool]) -> _Wanted:
@@ -361,19 +373,19 @@ class _Wanted:
 
     def read(
         self, snapshot: LedgerSnapshot, read_spans: Sequence[Span], *, buckets: bool = False
-    ) -> Iterator[tuple[Micros, tuple[str, str, str, str, str], Sums]]:
-        """Cells over the spans, as fine as a part needs: bucket, (organization, team, key, model, session), sums."""
+    ) -> Iterator[tuple[Micros, Sequence[tuple[int, Link]], Sums]]:
+        """What the ledger says over the spans, of a part: the bucket's start, the links that it counts towards, sums."""
         if self._by_session:
             names = [name for _, link in self.links for name in (link.limit.scope.session, link.seat) if name]
-            cells = snapshot.session_sums(read_spans[0][1], read_spans[-1][2], list(dict.fromkeys(names)), buckets=buckets)
-            for cell in cells:
-                yield cell.bucket_us, (cell.group[0], cell.group[1], cell.group[2], cell.group[3], cell.group[4]), cell.sums
+            for cell in snapshot.session_sums(read_spans[0][1], read_spans[-1][2], list(dict.fromkeys(names)), buckets=buckets):
+                yield cell.bucket_us, tuple(self.of(*cell.group)), cell.sums
             return
-        present = (True, self._by_team, self._by_key, self._by_model)
-        by = [name for name, needed in zip(("organization_id", "team_id", "key_id", "model"), present, strict=True) if needed]
-        for cell in snapshot.sums(read_spans, by=by, only={"source": (GATEWAY,), **self.only()}, buckets=buckets):
-            group = dict(zip(by, cell.group, strict=True))
-            yield cell.bucket_us, (group["organization_id"], group.get("team_id", ""), group.get("key_id", ""), group.get("model", ""), ""), cell.sums
+        met: dict[int, tuple[tuple[int, Link], ...]] = {}
+        for number, dims in snapshot.dims({"source": (GATEWAY,), **self.only()}):
+            if found := tuple(self.of(dims.organization_id, dims.team_id, dims.key_id, dims.model, "")):
+                met[number] = found
+        for bucket_us, number, sums in snapshot.sums_of(read_spans, list(met), buckets=buckets):
+            yield bucket_us, met[number], sums
 
     def only(self) -> dict[str, list[str]]:
         """What a question can be narrowed to: the keys, else the teams, else the organizations that all links are about."""

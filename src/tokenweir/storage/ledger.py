@@ -21,7 +21,7 @@ from tokenweir.ledger.rollups import DIM_NAMES, SUM_NAMES, Dims, Grain, Sums, ac
 from tokenweir.ledger.sources import Booked, fullest
 from tokenweir.periods import DAY_US, Micros
 from tokenweir.ports import Cell, Checkpoint, ImportProgress, LedgerSnapshot, Names, ProviderReport, Use
-from tokenweir.storage import claims, entry_sums, imports
+from tokenweir.storage import claims, imports, use_sums
 from tokenweir.storage.engine import reading, writing
 from tokenweir.storage.entry_rows import COLUMNS, IDS_PER_QUERY, SELECT, as_json, entry_of, row_of, storable
 from tokenweir.storage.schema import DIMS, ENTRIES, JOURNAL_CHECKPOINTS, KEYS, ORGANIZATIONS, ROLLUP_15M, ROLLUP_DAY, TEAMS
@@ -129,12 +129,36 @@ class SqlLedger:
         buckets: bool = False,
     ) -> list[Cell]:
         """Rollups over the spans at their grain, added up by dimensions and, with `buckets`, by bucket."""
+        if not spans:
+            return []
+        queries = [self._span(ROLLUPS[grain], since_us, until_us, by, only or {}, buckets) for grain, since_us, until_us in spans]
+        cells: dict[tuple[Micros, tuple[str, ...]], list[int]] = {}
         with reading(self._engine) as connection:
-            return _sums(connection, spans, by, only or {}, buckets=buckets)
+            for row in connection.execute(union_all(*queries) if len(queries) > 1 else queries[0]):
+                place = (row[0], tuple(map(str, row[1 : 1 + len(by)])))
+                sums = cells.setdefault(place, [0] * len(SUM_NAMES))
+                for index, amount in enumerate(row[1 + len(by) :]):
+                    sums[index] += int(amount)
+        return [Cell(bucket_us, group, Sums(*sums)) for (bucket_us, group), sums in sorted(cells.items())]
 
     def snapshot(self) -> AbstractContextManager[LedgerSnapshot]:
         """One consistent view of everything, read as a stream."""
         return _snapshot(self._engine)
+
+    def _span(
+        self, rollup: Table, since_us: Micros, until_us: Micros, by: Sequence[str], only: Mapping[str, Sequence[str]], buckets: bool
+    ) -> Select[Any]:
+        groups = [DIMS.c[_dim(name)] for name in by]
+        bucket = rollup.c.bucket_us if buckets else literal(0).label("bucket_us")
+        query = select(bucket, *groups, *[func.sum(rollup.c[name]) for name in SUM_NAMES]).where(
+            rollup.c.bucket_us >= since_us, rollup.c.bucket_us < until_us
+        )
+        if groups or only:
+            query = query.join_from(rollup, DIMS, DIMS.c.dims_id == rollup.c.dims_id)
+        for name, accepted in only.items():
+            query = query.where(DIMS.c[_dim(name)].in_([int(value) for value in accepted] if name == "unpriced" else list(accepted)))
+        keys = [*([rollup.c.bucket_us] if buckets else []), *groups]
+        return query.group_by(*keys) if keys else query.having(func.count() > 0)
 
     def _append(self, connection: Connection, entries: Sequence[Entry]) -> None:
         """Insert the entries and add them to the rollups."""
@@ -218,63 +242,36 @@ class _Snapshot:
         """Those of the ids that are in the ledger."""
         return _known(self._connection, entry_ids)
 
-    def sums(
-        self,
-        spans: Sequence[tuple[Grain, Micros, Micros]],
-        *,
-        by: Sequence[str] = (),
-        only: Mapping[str, Sequence[str]] | None = None,
-        buckets: bool = False,
-    ) -> list[Cell]:
-        """Rollups over the spans at their grain, added up by dimensions and, with `buckets`, by bucket."""
-        return _sums(self._connection, spans, by, only or {}, buckets=buckets)
+    def dims(self, only: Mapping[str, Sequence[str]]) -> list[tuple[int, Dims]]:
+        """The dimensions of cells, with their ids; `only` names some of them and the values that are asked for."""
+        query = select(DIMS)
+        for name, accepted in only.items():
+            query = query.where(DIMS.c[_dim(name)].in_(list(accepted)))
+        return [(row[0], Dims(*row[1:])) for row in self._connection.execute(query)]
+
+    def sums_of(
+        self, spans: Sequence[tuple[Grain, Micros, Micros]], dims_ids: Sequence[int], *, buckets: bool = False
+    ) -> Iterator[tuple[Micros, int, Sums]]:
+        """Rollups of these dimensions over the spans, added up within each span by dimensions and, with `buckets`, by bucket (else 0)."""
+        return use_sums.sums_of(self._connection, ROLLUPS, spans, dims_ids, buckets=buckets)
 
     def uses(self, since_us: Micros, until_us: Micros, *, only: Mapping[str, Sequence[str]] | None = None) -> Iterator[Use]:
         """What each attempt and adjustment of the gateway's own used that began in [since, until)."""
-        return entry_sums.uses(self._connection, since_us, until_us, only or {})
+        return use_sums.uses(self._connection, since_us, until_us, only or {})
 
     def adjustments(self, made_since_us: Micros) -> list[Use]:
         """What adjustments of the gateway's own attempts changed that were made at that moment or later, whenever the attempts began."""
-        return entry_sums.adjustments(self._connection, made_since_us)
+        return use_sums.adjustments(self._connection, made_since_us)
 
     def session_sums(self, since_us: Micros, until_us: Micros, sessions: Sequence[str], *, buckets: bool = False) -> list[Cell]:
         """Entries of the gateway's own that began in [since, until), by organization, team, key, model and session; with `buckets`, by quarter as well."""
-        return entry_sums.session_sums(self._connection, since_us, until_us, sessions, buckets=buckets)
+        return use_sums.session_sums(self._connection, since_us, until_us, sessions, buckets=buckets)
 
 
 @contextmanager
 def _snapshot(engine: Engine) -> Iterator[LedgerSnapshot]:
     with reading(engine) as connection:
         yield _Snapshot(connection)
-
-
-def _sums(
-    connection: Connection, spans: Sequence[tuple[Grain, Micros, Micros]], by: Sequence[str], only: Mapping[str, Sequence[str]], *, buckets: bool
-) -> list[Cell]:
-    if not spans:
-        return []
-    queries = [_span(ROLLUPS[grain], since_us, until_us, by, only, buckets=buckets) for grain, since_us, until_us in spans]
-    cells: dict[tuple[Micros, tuple[str, ...]], list[int]] = {}
-    for row in connection.execute(union_all(*queries) if len(queries) > 1 else queries[0]):
-        place = (row[0], tuple(map(str, row[1 : 1 + len(by)])))
-        sums = cells.setdefault(place, [0] * len(SUM_NAMES))
-        for index, amount in enumerate(row[1 + len(by) :]):
-            sums[index] += int(amount)
-    return [Cell(bucket_us, group, Sums(*sums)) for (bucket_us, group), sums in sorted(cells.items())]
-
-
-def _span(rollup: Table, since_us: Micros, until_us: Micros, by: Sequence[str], only: Mapping[str, Sequence[str]], *, buckets: bool) -> Select[Any]:
-    groups = [DIMS.c[_dim(name)] for name in by]
-    bucket = rollup.c.bucket_us if buckets else literal(0).label("bucket_us")
-    query = select(bucket, *groups, *[func.sum(rollup.c[name]) for name in SUM_NAMES]).where(
-        rollup.c.bucket_us >= since_us, rollup.c.bucket_us < until_us
-    )
-    if groups or only:
-        query = query.join_from(rollup, DIMS, DIMS.c.dims_id == rollup.c.dims_id)
-    for name, accepted in only.items():
-        query = query.where(DIMS.c[_dim(name)].in_([int(value) for value in accepted] if name == "unpriced" else list(accepted)))
-    keys = [*([rollup.c.bucket_us] if buckets else []), *groups]
-    return query.group_by(*keys) if keys else query.having(func.count() > 0)
 
 
 def _known(connection: Connection, entry_ids: Sequence[str]) -> set[str]:

@@ -355,6 +355,8 @@ DIMS = Table(
     Column("unpriced", SmallInteger, nullable=False),
     _text("kind"),
     _text("source"),
+    Index("dims_key", "key_id"),
+    Index("dims_team", "team_id"),
 )
 
 

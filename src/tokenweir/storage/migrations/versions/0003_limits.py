@@ -1,6 +1,7 @@
 """Limits: what was set, what was granted on top, and requests for more.
 
-Revision 0003, after 0002. Four new tables, and an index of what was corrected lately; nothing that is there is touched.
+Revision 0003, after 0002. Four new tables; and indexes of what was corrected lately and of the cells of a key or team, so that counters can
+be compared with the ledger. Nothing that is there is touched.
 """
 
 from __future__ import annotations
@@ -86,3 +87,5 @@ def upgrade() -> None:
         sqlite_where=sa.text("kind = 'adjustment'"),
         postgresql_where=sa.text("kind = 'adjustment'"),
     )
+    op.create_index("dims_key", "dims", ["key_id"], unique=False)
+    op.create_index("dims_team", "dims", ["team_id"], unique=False)

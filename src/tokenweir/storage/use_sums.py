@@ -1,7 +1,7 @@
-"""Sums of entries themselves, where the rollups are too coarse: single uses in the order of time, and what sessions used.
+"""What was used, for those who count beside the ledger: rollups by the ids of their dimensions, and entries where the rollups are too coarse.
 
-The rule it protects: what is summed here counts as the rollups count it (`ledger.rollups.amounts`), and only what the gateway itself metered. Change with
-it: `ledger/rollups.py`, `metering/seeding.py`.
+The rule it protects: what is summed here counts as the rollups count it (`ledger.rollups.amounts`); of entries only what the gateway itself metered. A
+question about few keys reads a few cells, one about all keys reads each cell once. Change with it: `ledger/rollups.py`, `metering/seeding.py`.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, and_, case, func, literal, or_, select
+from sqlalchemy import BigInteger, Connection, Table, and_, case, cast, func, literal, or_, select
 
 from tokenweir.ledger.entries import FLAG_REBOOKING, FLAG_REVERSAL, KIND_ADJUSTMENT, KIND_ATTEMPT
-from tokenweir.ledger.rollups import SUM_NAMES, Sums
+from tokenweir.ledger.rollups import GRAIN_US, SUM_NAMES, Grain, Sums
 from tokenweir.ledger.sources import GATEWAY
 from tokenweir.periods import QUARTER_US, Micros
 from tokenweir.ports import Cell, Use
@@ -21,6 +21,8 @@ from tokenweir.storage.schema import ENTRIES
 
 _E: Final = ENTRIES.c
 _ROWS_PER_FETCH: Final = 5_000
+SEEKS_MAX: Final = 20_000
+"""Up to so many cells are looked up one by one; for more, all cells of the span are read."""
 _COUNTS: Final = tuple(name for name in SUM_NAMES if name not in ("requests", "errors"))
 _REQUESTS: Final = case(
     (_E.kind == KIND_ATTEMPT, 1),
@@ -42,6 +44,33 @@ _USES: Final = select(
     *[_E[name] for name in _COUNTS],
 ).where(_E.source == literal(GATEWAY, literal_execute=True))
 _WHO: Final = (_E.organization_id, _E.team_id, _E.key_id, _E.model, _E.session_id)
+
+
+def sums_of(
+    connection: Connection, rollups: Mapping[Grain, Table], spans: Sequence[tuple[Grain, Micros, Micros]], dims_ids: Sequence[int], *, buckets: bool
+) -> Iterator[tuple[Micros, int, Sums]]:
+    """Cells of these dimensions over the spans."""
+    wanted = set(dims_ids)
+    for grain, since_us, until_us in spans if wanted else ():
+        rollup, step_us = rollups[grain], GRAIN_US[grain]
+        # Numbers that are too large for the database's own sums fail there: 2^63 nano-USD are nine billion dollars.
+        sums = [cast(func.sum(rollup.c[name]), BigInteger) for name in SUM_NAMES]
+        bucket = rollup.c.bucket_us if buckets else literal(0)
+        query = select(bucket.label("at"), rollup.c.dims_id, *sums).group_by("at", rollup.c.dims_id)
+        starts = range(-(-since_us // step_us) * step_us, until_us, step_us)
+        if len(starts) * len(wanted) <= SEEKS_MAX:
+            for some in _slices(dims_ids):
+                for times in _slices(starts):
+                    rows = connection.execute(query.where(rollup.c.bucket_us.in_(times), rollup.c.dims_id.in_(some)))
+                    yield from ((row[0], row[1], Sums(*row[2:])) for row in rows)
+        else:
+            rows = connection.execute(query.where(rollup.c.bucket_us >= since_us, rollup.c.bucket_us < until_us)).yield_per(_ROWS_PER_FETCH)
+            yield from ((row[0], row[1], Sums(*row[2:])) for row in rows if row[1] in wanted)
+
+
+def _slices(values: Sequence[int]) -> Iterator[Sequence[int]]:
+    for start in range(0, len(values), IDS_PER_QUERY):
+        yield values[start : start + IDS_PER_QUERY]
 
 
 def uses(connection: Connection, since_us: Micros, until_us: Micros, only: Mapping[str, Sequence[str]]) -> Iterator[Use]:
