@@ -29,6 +29,8 @@ class RunningTokenweir:
 
     home: Path
     environment: dict[str, str]
+    options: tuple[str, ...] = ()
+    """Of `serve`, such as `("--workers", "4")`."""
     url: str = ""
     pids: dict[str, int] = field(default_factory=dict)
     process: subprocess.Popen[str] | None = None
@@ -58,7 +60,11 @@ class RunningTokenweir:
         log = self.log_path.open("a")
         try:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tokenweir", "serve", "--port", "0"], stdout=subprocess.PIPE, stderr=log, text=True, env=self.environment
+                [sys.executable, "-m", "tokenweir", "serve", "--port", "0", *self.options],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=self.environment,
             )
         finally:
             log.close()
@@ -157,8 +163,8 @@ class RunningTokenweir:
 
 
 @contextmanager
-def running_tokenweir(home: Path, upstream_url: str, **settings: str) -> Iterator[RunningTokenweir]:
-    """`tokenweir serve` before `upstream_url`. `settings` are further environment variables, without their prefix: `GATEWAY__ON_DISCONNECT="drain"`."""
+def running_tokenweir(home: Path, upstream_url: str, *options: str, **settings: str) -> Iterator[RunningTokenweir]:
+    """`tokenweir serve` with these options before `upstream_url`. `settings` are further environment variables, without their prefix: `GATEWAY__ON_DISCONNECT="drain"`."""
     home.mkdir(parents=True, exist_ok=True)
     environment = {
         **{name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ},
@@ -168,7 +174,7 @@ def running_tokenweir(home: Path, upstream_url: str, **settings: str) -> Iterato
         "TOKENWEIR_UPSTREAM__API_KEY": UPSTREAM_KEY,
         **{f"TOKENWEIR_{name}": value for name, value in settings.items()},
     }
-    running = RunningTokenweir(home, environment)
+    running = RunningTokenweir(home, environment, options)
     try:
         running.start()
         yield running
@@ -178,7 +184,7 @@ def running_tokenweir(home: Path, upstream_url: str, **settings: str) -> Iterato
 
 
 def children_of(supervisor: int) -> dict[str, int]:
-    """The roles under a supervisor: name → pid."""
+    """The roles under a supervisor: name → pid; of several gateways, `gateway`, `gateway-2` and so on."""
     found: dict[str, int] = {}
     try:
         pids = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
@@ -188,7 +194,9 @@ def children_of(supervisor: int) -> dict[str, int]:
         with suppress(OSError):
             arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             if b"--role" in arguments:
-                found[arguments[arguments.index(b"--role") + 1].decode()] = int(pid)
+                name = arguments[arguments.index(b"--role") + 1].decode()
+                others = sum(role.partition("-")[0] == name for role in found)
+                found[f"{name}-{others + 1}" if others else name] = int(pid)
     return found
 
 
