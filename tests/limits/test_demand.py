@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from bookings import intent, settlement
 from tokenweir.ledger.entries import settled_entry
 from tokenweir.ledger.rollups import SUM_NAMES, amounts
-from tokenweir.limits.demand import demand_of, units_of
+from tokenweir.limits.demand import RESOURCES, all_demands, all_units, demand_of, units_of
 from tokenweir.limits.limit import Resource
 from tokenweir.usage import Usage
 
@@ -72,3 +72,10 @@ def test_what_is_asked_is_at_least_one_and_never_less_than_what_is_used(usage, c
 def test_a_request_asks_for_one_place_and_one_request_whatever_it_costs():
     assert (demand_of(Resource.REQUESTS, USED, 10**12), demand_of(Resource.CONCURRENCY, USED, 10**12)) == (1, 1)
     assert demand_of(Resource.CONCURRENCY, Usage(), 0) == 1
+
+
+@given(USAGES, COUNTS)
+def test_all_resources_at_once_are_each_by_itself(usage, cost_nanos):
+    assert RESOURCES == tuple(Resource)
+    assert all_units(usage, cost_nanos) == tuple(units_of(resource, usage, cost_nanos) for resource in RESOURCES)
+    assert all_demands(usage, cost_nanos) == tuple(demand_of(resource, usage, cost_nanos) for resource in RESOURCES)
