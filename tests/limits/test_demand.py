@@ -76,6 +76,6 @@ def test_a_request_asks_for_one_place_and_one_request_whatever_it_costs():
 
 @given(USAGES, COUNTS)
 def test_all_resources_at_once_are_each_by_itself(usage, cost_nanos):
-    assert RESOURCES == tuple(Resource)
+    assert tuple(Resource) == RESOURCES
     assert all_units(usage, cost_nanos) == tuple(units_of(resource, usage, cost_nanos) for resource in RESOURCES)
     assert all_demands(usage, cost_nanos) == tuple(demand_of(resource, usage, cost_nanos) for resource in RESOURCES)

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokenweir.limits.bucket import Bucket, Kind, Standing
+from tokenweir.limits.buckets import Buckets
 from tokenweir.limits.reservation import (
     EXTENSION_TOKENS_MIN,
     TRANSITIONS,
@@ -52,6 +54,29 @@ def test_while_nothing_is_booked_nothing_is_given_back(held, ceiling):
 @given(st.sampled_from(Certainty), UNITS, UNITS, UNITS)
 def test_a_settlement_charges_what_the_ledger_books_and_nothing_else(certainty, held, booked, ceiling):
     assert charge_for(certainty, held, booked, ceiling) == booked
+
+
+STEPS = st.lists(st.tuples(st.sampled_from(Event), st.sampled_from(Certainty), st.integers(0, 50)), max_size=8)
+
+
+@given(STEPS)
+def test_the_counting_store_walks_holds_as_the_table_says(steps):
+    """Whatever happens in whatever order: the store holds while the table says open, and then has used what the rule charges, once."""
+    bucket, buckets = Bucket("budget||0", Kind.COUNTER, room=10**6, fresh=True), Buckets()
+    buckets.reserve("req", [bucket], [40], now_us=0)
+    state, held, used = State.OPEN, 40, 0
+    for event, certainty, units in steps:
+        if event is Event.EXTEND:
+            buckets.extend("req", [units], now_us=0)
+            held += units if state is State.OPEN else 0
+        elif event is Event.RELEASE:
+            buckets.settle("req", (), now_us=0)
+        else:
+            buckets.settle("req", [charge_for(certainty, held, units, 10**6)], now_us=0)
+            used += units if state is State.OPEN else 0
+        state = after(state, event)
+        assert bool(buckets.holds()) == (state is State.OPEN)
+        assert buckets.standings([bucket], now_us=0) == [Standing(used, held if state is State.OPEN else 0)]
 
 
 # Extending.
