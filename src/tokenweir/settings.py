@@ -126,6 +126,37 @@ class WorkerSettings(_Table):
     """Longest pause between two looks at the journal."""
 
 
+class LimitSettings(_Table):
+    """Where the state of limits is kept, and what happens when it cannot be asked."""
+
+    store_url: SecretStr | None = None
+    """Valkey or Redis, for several gateway processes or hosts: `valkey://[USER]:PASSWORD@HOST:6379/0`, `valkeys://…` with TLS (or `redis://`,
+    `rediss://`), or `unix:///PATH`. Without it, the memory of the one gateway process. Its `maxmemory-policy` must be `noeviction`."""
+    store_ca_file: Path | None = None
+    """Certificates to trust for `valkeys://` in place of the system's."""
+    store_timeout_ms: Annotated[int, Field(ge=1, le=10_000)] = 100
+    """Longest time for one operation; after it the store counts as down until it answers again."""
+    store_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = "tokenweir"
+    """What the store's keys begin with, for several installations that share a server."""
+    local_share_percent: Annotated[int, Field(ge=1, le=100)] = 25
+    """While the store is down, what part of a rate or of a number of concurrent requests each process admits by itself: 100 divided by the number of
+    processes keeps all of them together within the limit. What a limit on spend or of a calendar cycle covers is refused meanwhile."""
+
+    @field_validator("store_url")
+    @classmethod
+    def _store_url_is_one(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            try:
+                parts = urlsplit(value.get_secret_value())
+                complete = bool(parts.path.strip("/")) if parts.scheme == "unix" else bool(parts.hostname) and parts.port != 0
+            except ValueError:
+                complete = False
+            if not complete or parts.scheme not in ("valkey", "valkeys", "redis", "rediss", "unix"):
+                # The value is not repeated: it holds a password.
+                raise ValueError("this is not the URL of a Valkey or Redis server; write it like valkey://:PASSWORD@HOST:6379/0 or unix:///PATH")
+        return value
+
+
 class TelemetryReceiverSettings(_Table):
     """The receiver of Claude Code's telemetry (OTLP over HTTP)."""
 
@@ -135,20 +166,6 @@ class TelemetryReceiverSettings(_Table):
     """`serve` starts the receiver if this is set; 4318 is usual, 0 lets the system choose."""
     body_bytes_max: Annotated[int, Field(ge=64 * 1024, le=64 * 1024 * 1024)] = 16 * 1024 * 1024
     """Largest export, also once it is unpacked."""
-
-
-class LimitSettings(_Table):
-    """Where the state of limits lives, and what happens when it cannot be reached."""
-
-    store_url: SecretStr | None = None
-    """A Valkey or Redis server, for several gateway processes or hosts: `redis://127.0.0.1:6379/0`, `rediss://…` with TLS, `unix:///path`. Without it,
-    limits are counted in the memory of the one gateway process."""
-    store_timeout_ms: Annotated[int, Field(ge=1, le=10_000)] = 100
-    """Longest wait for one answer of that server."""
-    store_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] = "tokenweir"
-    """What its keys begin with: another one for each installation that shares the server."""
-    local_share_percent: Annotated[int, Field(ge=1, le=100)] = 25
-    """What part of a rate or of concurrency each process admits by itself while that server does not answer. Budgets refuse meanwhile."""
 
 
 class PricingSettings(_Table):
@@ -218,7 +235,7 @@ def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
             raise SettingsInvalid(f"cannot read {config}: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise SettingsInvalid(f"{config} is not valid TOML: {error}") from error
-        if values.get("upstream", {}).get("api_key") or values.get("database_url"):
+        if values.get("upstream", {}).get("api_key") or values.get("database_url") or values.get("limits", {}).get("store_url"):
             require_private(config)
     try:
         settings = Settings(**values)

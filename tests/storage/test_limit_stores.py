@@ -21,6 +21,8 @@ from tokenweir.limits.buckets import Buckets
 from tokenweir.limits.limit import AMOUNT_MAX
 from tokenweir.periods import DAY_US, SECOND_US
 from tokenweir.storage.limit_memory import MemoryLimitStore
+from tokenweir.storage.limit_valkey import ValkeyLimitStore
+from valkeys import limit_settings, needs_valkey, shared_server
 
 OWNER = "writer-1"
 NOW = time.time_ns() // 1000
@@ -32,8 +34,16 @@ async def memory() -> AsyncIterator[LimitStore]:
     yield MemoryLimitStore(OWNER)
 
 
+@contextlib.asynccontextmanager
+async def valkey() -> AsyncIterator[LimitStore]:
+    store = ValkeyLimitStore(limit_settings(shared_server(), store_timeout_ms=5_000), owner=OWNER)
+    yield store
+    await store.close()
+
+
 STORES = [
     pytest.param(memory, id="memory"),
+    pytest.param(valkey, id="valkey", marks=needs_valkey),
 ]
 """Each opens a store without any buckets, whose holds are owned by OWNER."""
 
@@ -496,12 +506,12 @@ async def test_holds_have_owners(store):
 
 
 async def test_room_is_told(store):
-    """Whoever waits is told of each bucket of which something was given back, and of no other."""
+    """Whoever was refused is told of each bucket of which something was given back, and of no other."""
     told: list[str] = []
     store.when_room(told.append)
     buckets = [counter("a"), gauge("b"), counter("c", taken=True), level("d")]
     await store.reserve("h1", buckets, [5, 1, 1, 2], now_us=NOW)
-    await store.reserve("h2", [buckets[0]], [50], now_us=NOW)
+    assert isinstance(await store.reserve("h2", buckets, [50, 50, 50, 50], now_us=NOW), Refused)
     store.settle("h1", [1, 0, 0, 2], now_us=NOW)
     await store.settled()
     await until(lambda: {"a", "b", "d"} <= set(told))
@@ -522,6 +532,7 @@ async def test_room_can_be_taken_by_whoever_is_told(store):
 
     store.when_room(lambda _: tasks.append(asyncio.ensure_future(take())))
     await store.reserve("h1", [bucket], [1], now_us=NOW)
+    assert isinstance(await store.reserve("h2", [bucket], [1], now_us=NOW), Refused)
     store.settle("h1", [0], now_us=NOW)
     await store.settled()
     await until(lambda: bool(answers))

@@ -1,0 +1,65 @@
+"""How buckets, units and holds are written for the scripts of the shared store of limits: 64-bit integers, never text that Lua would round.
+
+The rule it protects: what is packed here is read in `limit_scripts/common.lua` (`read_buckets`, `units_at`), field by field in the same order. A hold as
+the store keeps it is its owner, its buckets and the units asked of each. Change with it: the scripts.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from tokenweir.limits.bucket import Bucket, Hold
+
+SAFE: Final = 2**53 - 1
+"""Beyond this a script cannot tell one whole number from the next."""
+
+_BUCKET: Final = struct.Struct("<BBBBBqqqqH")
+_COUNT: Final = struct.Struct("<H")
+
+
+def pack_buckets(buckets: Sequence[Bucket]) -> bytes:
+    """How many there are, and each with its id."""
+    parts = [_COUNT.pack(len(buckets))]
+    for bucket in buckets:
+        bucket_id = bucket.bucket_id.encode()
+        parts.append(
+            _BUCKET.pack(
+                bucket.kind,
+                bucket.enforced,
+                bucket.taken,
+                bucket.ends_streams,
+                bucket.fresh,
+                max(-SAFE, min(bucket.room, SAFE)),
+                bucket.refill,
+                bucket.period_us,
+                bucket.ends_us,
+                len(bucket_id),
+            )
+        )
+        parts.append(bucket_id)
+    return b"".join(parts)
+
+
+def pack_units(units: Iterable[int]) -> bytes:
+    """The numbers in their order."""
+    numbers = tuple(units)
+    return struct.pack(f"<{len(numbers)}q", *numbers)
+
+
+def unpack_hold(hold_id: str, packed: bytes) -> Hold:
+    """A hold as the scripts keep it."""
+    (length,) = _COUNT.unpack_from(packed)
+    position = _COUNT.size + length
+    owner = packed[_COUNT.size : position].decode()
+    (count,) = _COUNT.unpack_from(packed, position)
+    position += _COUNT.size
+    buckets: list[tuple[str, bool]] = []
+    for _ in range(count):
+        _, _, taken, _, _, _, _, _, _, length = _BUCKET.unpack_from(packed, position)
+        position += _BUCKET.size
+        buckets.append((packed[position : position + length].decode(), bool(taken)))
+        position += length
+    units = struct.unpack_from(f"<{count}q", packed, position)
+    return Hold(hold_id, owner, tuple((bucket_id, 0 if taken else held) for (bucket_id, taken), held in zip(buckets, units, strict=True)))
