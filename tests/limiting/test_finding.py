@@ -23,7 +23,7 @@ def test_a_key_is_found_by_its_id_by_its_only_name_and_within_its_team(office):
         place = find_place(office.directory, **arguments)
         assert place.scope == Scope(office.key.organization_id, office.key.team_id, office.key.key_id)
         assert (place.organization, place.team, place.key) == ("default", "red", "ci")
-    with pytest.raises(Conflict, match=r"2 keys are named 'ci'.*key_\w+ \(team (red|blue)\), key_\w+ \(team (red|blue)\)"):
+    with pytest.raises(Conflict, match=r"2 keys are named 'ci'.*key_\w+ \(team (red|blue) of default\), key_\w+ \(team (red|blue) of default\)"):
         find_place(office.directory, key="ci")
     with pytest.raises(NotFound, match="no key"):
         find_place(office.directory, key=other.key_id, team="red")
@@ -42,6 +42,10 @@ def test_a_team_that_two_organizations_have_is_named_with_its_organization(offic
     acme = find_place(office.directory, team="red", organization="acme")
     assert (acme.organization, acme.team) == ("acme", "red")
     assert find_place(office.directory, organization=acme.organization_id).organization == "acme"
+    office.issue("ci", "red", organization="acme")
+    assert find_place(office.directory, key="ci", organization="acme").organization == "acme"
+    with pytest.raises(Conflict, match="2 keys are named 'ci'"):
+        find_place(office.directory, key="ci")
     with pytest.raises(NotFound, match="in the organization acme"):
         find_place(office.directory, team="blue", organization="acme")
     with pytest.raises(NotFound, match="in the organization acme"):

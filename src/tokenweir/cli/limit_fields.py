@@ -106,9 +106,9 @@ def plain_request(asked: Asked, now_us: Micros) -> dict[str, Any]:
 def grant_state(granted: Granted, now_us: Micros) -> str:
     """`voided`, `ended`, `coming` or `running`."""
     grant = granted.grant
-    if grant.voided_at_us is not None or granted.limit.removed_at_us is not None:
+    if grant.voided_at_us is not None:
         return "voided"
-    if grant.expires_at_us is not None and grant.expires_at_us <= now_us:
+    if granted.limit.removed_at_us is not None or (grant.expires_at_us is not None and grant.expires_at_us <= now_us):
         return "ended"
     return "coming" if grant.effective_at_us > now_us else "running"
 

@@ -12,12 +12,12 @@ from typing import Final
 import msgspec
 
 from tokenweir.errors import Conflict, NotFound
-from tokenweir.issuing import DEFAULT_ORGANIZATION, show_key
+from tokenweir.issuing import DEFAULT_ORGANIZATION
 from tokenweir.limit_ports import LimitDirectory, LimitRecord
 from tokenweir.limits.identity import whose
 from tokenweir.limits.limit import Scope
 from tokenweir.periods import format_instant
-from tokenweir.ports import AuditRecord, Directory, OrganizationRecord, TeamRecord
+from tokenweir.ports import AuditRecord, Directory, KeyRecord, OrganizationRecord, TeamRecord
 
 ONE_BY_ONE_MAX: Final = 20
 """More limits than this are read all together."""
@@ -50,11 +50,7 @@ def find_place(directory: Directory, *, organization: str = "", team: str = "", 
     home = _organization(directory, organization) if organization else None
     group = _team(directory, team, home) if team else None
     if key:
-        found = show_key(directory, key, team="" if group is None else group.team)
-        if home is not None and found.organization_id != home.organization_id:
-            raise NotFound(f"there is no key {key!r} in the organization {home.organization}; list them with: tokenweir key list")
-        if group is not None and found.team_id != group.team_id:
-            raise NotFound(f"there is no key {key!r} in the team {group.team}; list them with: tokenweir key list --team {group.team}")
+        found = _key(directory, key, home, group)
         if found.revoked_at_us is not None:
             raise Conflict(f"{found.key_id} ({found.name}) was revoked at {format_instant(found.revoked_at_us)}; name a key that is in use")
         return Place(found.organization_id, found.organization, found.team_id, found.team, found.key_id, found.name)
@@ -148,3 +144,23 @@ def _team(directory: Directory, team: str, home: OrganizationRecord | None) -> T
         case several:
             choices = ", ".join(f"{one.team_id} (organization {one.organization})" for one in several[:10])
             raise Conflict(f"{len(several)} teams are named {team!r}; say which by its id: {choices}")
+
+
+def _key(directory: Directory, key: str, home: OrganizationRecord | None, group: TeamRecord | None) -> KeyRecord:
+    """As `issuing.show_key`, within an organization and a team: a live key goes before revoked ones of the same name."""
+    found = [
+        one
+        for one in directory.keys(named=key)
+        if (home is None or one.organization_id == home.organization_id) and (group is None or one.team_id == group.team_id)
+    ]
+    by_id = [one for one in found if one.key_id == key]
+    live = [one for one in found if one.revoked_at_us is None]
+    match by_id or live or found[-1:]:
+        case []:
+            where = f" in the team {group.team}" if group else f" in the organization {home.organization}" if home else ""
+            raise NotFound(f"there is no key {key!r}{where}; list them with: tokenweir key list")
+        case [one]:
+            return one
+        case several:
+            choices = ", ".join(f"{one.key_id} (team {one.team} of {one.organization})" for one in several[:10])
+            raise Conflict(f"{len(several)} keys are named {key!r}; say which by its id: {choices}")
