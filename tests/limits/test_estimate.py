@@ -103,13 +103,22 @@ def test_small_and_large_prompts_of_a_key_have_factors_of_their_own():
     assert 100_000 <= expected(estimator, 400_000).prompt <= 115_000
 
 
-def test_what_a_prompt_fetched_says_nothing_about_its_text():
+@pytest.mark.parametrize("told", [True, False])
+def test_what_a_prompt_fetched_says_nothing_about_its_text(told):
+    """Also where nobody said that it fetched something: no text has that many tokens."""
     estimator = taught(50, 2_000, Usage(uncached_input=600, output=50))
     before = expected(estimator, 2_000).prompt
     for _ in range(50):
-        estimator.learn("key", MODEL, 2_000, 0, Usage(uncached_input=45_000, output=50))
+        estimator.learn("key", MODEL, 2_000, 0, Usage(uncached_input=45_000, output=50), remote=told)
     assert expected(estimator, 2_000).prompt == before
-    assert 43_000 <= expected(estimator, 2_000, remote=True).prompt <= 55_000
+    assert 42_000 <= expected(estimator, 2_000, remote=True).prompt <= 55_000
+
+
+def test_a_key_that_may_search_and_never_does_is_not_held_to_what_searching_costs():
+    estimator = Estimator()
+    for _ in range(100):
+        estimator.learn("key", MODEL, 6_000, 0, Usage(uncached_input=1_900, output=50), remote=True)
+    assert 1_900 <= expected(estimator, 6_000, remote=True).prompt <= 2_600
 
 
 def test_images_that_are_larger_than_the_allowance_are_learned():
@@ -213,7 +222,7 @@ def test_whatever_was_learned_an_estimate_is_within_the_ceiling_and_reproducible
         assert usage.cache_write_1h == 0
 
 
-@pytest.mark.parametrize("ends", [estimate._TOKENS, estimate._FACTORS])
+@pytest.mark.parametrize("ends", [estimate._TOKENS, estimate._FACTORS, estimate._REMOTE_FACTORS])
 @given(buckets=st.lists(st.integers(0, 63), min_size=1, max_size=199))
 def test_a_histogram_knows_its_95th_percentile(ends, buckets):
     """Checked against sorting, as long as nothing is forgotten."""
@@ -259,12 +268,13 @@ def test_recorded_requests_are_covered_without_holding_ceilings():
     for key, envelope, usage in settled:
         ceiling = ceiling_usage(envelope, context_tokens=200_000, output_tokens_max=64_000)
         found = estimator.expect(key, envelope.model, envelope, ceiling)
-        if not (envelope.server_tools or envelope.remote_sources):
+        remote = envelope.server_tools or envelope.remote_sources
+        if not remote:
             plain += 1
             covered[0] += found.prompt >= usage.prompt
             covered[1] += found.output >= usage.output
             held += found.total
             ceilings += ceiling.total
-        estimator.learn(key, envelope.model, envelope.text_bytes, envelope.images, usage)
+        estimator.learn(key, envelope.model, envelope.text_bytes, envelope.images, usage, remote=remote)
     assert min(covered) >= 0.93 * plain
     assert held < 0.6 * ceilings

@@ -60,10 +60,10 @@ class Estimator:
         of_model = learned.get(("", model), _NOTHING)
         of_key = learned.get((key_id, model), _NOTHING)
         text = envelope.text_bytes + envelope.images * IMAGE_BYTES + HIDDEN_BYTES
-        size = bisect_left(_SIZES, text)
-        prompt = text * _blended(PRIOR_TOKENS_PER_BYTE, of_model.prompts[size], of_key.prompts[size])
+        sort, prior = bisect_left(_SIZES, text), PRIOR_TOKENS_PER_BYTE
         if envelope.remote_sources or envelope.server_tools:
-            prompt = max(prompt, _blended(PRIOR_REMOTE_TOKENS, of_model.remote, of_key.remote))
+            sort, prior = sort + _REMOTE, max(prior, PRIOR_REMOTE_TOKENS / text)
+        prompt = text * _blended(prior, of_model.prompts[sort], of_key.prompts[sort])
         output = min(int(_blended(PRIOR_OUTPUT_TOKENS, of_model.output, of_key.output)), ceiling.output)
         tokens = min(int(prompt), ceiling.prompt)
         searches = min(WEB_SEARCHES, ceiling.web_searches)
@@ -79,27 +79,27 @@ class Estimator:
             written_5m = min(written, int(tokens * (m * of_model.written_5m + k * of_key.written_5m)))
         return Usage(uncached, written_5m, written - written_5m, read, output, web_searches=searches)
 
-    def learn(self, key_id: str, model: str, text_bytes: int, images: int, usage: Usage) -> None:
-        """Take note of an attempt whose usage is certain. `text_bytes` and `images` are those of its envelope."""
+    def learn(self, key_id: str, model: str, text_bytes: int, images: int, usage: Usage, *, remote: bool = False) -> None:
+        """Take note of an attempt whose usage is certain: its envelope's `text_bytes`, `images`, and whether it had remote sources or server tools."""
         uncached = usage.uncached_input
         prompt = uncached + usage.cache_write_5m + usage.cache_write_1h + usage.cache_read
         if not prompt:
             return
         text = text_bytes + images * IMAGE_BYTES + HIDDEN_BYTES
-        size = bisect_left(_SIZES, text)
-        # Text has less than one token a byte: what is beyond came from elsewhere, and says nothing about the text.
-        is_remote = prompt > text
-        prompt_bucket = bisect_left(_TOKENS, prompt) if is_remote else bisect_left(_FACTORS, prompt / text)
+        sort, ends = bisect_left(_SIZES, text), _FACTORS
+        # Text has less than one token a byte: what is beyond came from elsewhere, and says nothing about text.
+        if remote or prompt > text:
+            sort, ends = sort + _REMOTE, _REMOTE_FACTORS
+        prompt_bucket = bisect_left(ends, prompt / text)
         output_bucket = bisect_left(_TOKENS, usage.output)
         of_key = self._of((key_id, model))
         of_key.settled += 1
         # What is said of a model is for keys that are new to it, so it comes from many keys: a busy one adds to it only now and then.
         seldom = of_key.settled > OFTEN and of_key.settled % SELDOM
         for learned in (of_key,) if seldom else (of_key, self._of(("", model))):
-            histogram = learned.remote if is_remote else learned.prompts[size]
-            if histogram is _UNSEEN:
-                histogram = learned.begin(is_remote, size)
-            histogram.add(prompt_bucket)
+            if learned.prompts[sort] is _UNSEEN:
+                learned.prompts = (*learned.prompts[:sort], _Histogram(ends), *learned.prompts[sort + 1 :])
+            learned.prompts[sort].add(prompt_bucket)
             learned.output.add(output_bucket)
             if uncached != prompt:
                 learned.mix(uncached / prompt, usage.cache_write_5m / prompt, usage.cache_read / prompt)
@@ -117,11 +117,14 @@ class Estimator:
 
 _SIZES = (4_096, 16_384, 65_536, 262_144)
 """Prompts up to so many bytes, and larger ones, have factors of their own: what the provider adds weighs less in a larger one."""
+_REMOTE = len(_SIZES) + 1
 
 # Each bucket ends a fixed ratio above the one before; the last one has no end, and counts as this much.
 _BUCKETS = 64
 _FACTORS = tuple(2 ** ((bucket + 1) / 8 - 8) for bucket in range(_BUCKETS - 1))
 """Tokens per byte up to 1, in steps of 9 %."""
+_REMOTE_FACTORS = tuple(2 ** ((bucket + 1) / 4 - 8) for bucket in range(_BUCKETS - 1))
+"""Tokens per byte up to some 200, in steps of 19 %."""
 _TOKENS = tuple(2 ** ((bucket + 1) / 4 + 4) for bucket in range(_BUCKETS - 1))
 """Tokens from 16 to 1,048,576, in steps of 19 %."""
 
@@ -185,31 +188,20 @@ _UNSEEN = _Histogram(_TOKENS)
 class _Learned:
     """What is known of a key with a model, or of a model."""
 
-    __slots__ = ("_mixed", "mix_weight", "output", "prompts", "read", "remote", "settled", "uncached", "written_5m")
+    __slots__ = ("_mixed", "mix_weight", "output", "prompts", "read", "settled", "uncached", "written_5m")
 
     MIX_WINDOW = 32
 
     def __init__(self, output: _Histogram) -> None:
         self.settled = 0
-        self.prompts = (_UNSEEN,) * (len(_SIZES) + 1)
-        """Tokens per byte, by size of the prompt."""
-        self.remote = _UNSEEN
-        """Tokens of prompts that were larger than their text."""
+        self.prompts = (_UNSEEN,) * (2 * _REMOTE)
+        """Tokens per byte of text, by the size of the text; from `_REMOTE` on of prompts that are not all in the body."""
         self.output = output
         self.uncached = self.written_5m = self.read = 0.0
         """Mean shares of the prompts that used the cache; what is missing from 1 was written for an hour."""
         self.mix_weight = 0.0
         """How much the shares are to be believed, from 0 to 1."""
         self._mixed = 0
-
-    def begin(self, is_remote: bool, size: int) -> _Histogram:
-        """The histogram for such a prompt, which is the first of its kind."""
-        if is_remote:
-            self.remote = _Histogram(_TOKENS)
-            return self.remote
-        histogram = _Histogram(_FACTORS)
-        self.prompts = (*self.prompts[:size], histogram, *self.prompts[size + 1 :])
-        return histogram
 
     def mix(self, uncached: float, written_5m: float, read: float) -> None:
         if self._mixed < self.MIX_WINDOW:
