@@ -153,7 +153,9 @@ class Held:
         self._settlements.append((settlement, started_at_us))
         if settlement.certainty is Certainty.EXACT:
             envelope = self._envelope
-            self._holder.estimator.learn(self._principal.key_id, envelope.model, envelope.text_bytes, envelope.images, settlement.usage)
+            remote = envelope.remote_sources or envelope.server_tools
+            learn = self._holder.estimator.learn
+            learn(self._principal.key_id, envelope.model, envelope.text_bytes, envelope.images, settlement.usage, remote=remote)
 
     @property
     def flags(self) -> tuple[str, ...]:
