@@ -370,8 +370,8 @@ class LedgerSnapshot(Protocol):
         """Those of the ids that are in the ledger."""
         ...
 
-    def dims(self, only: Mapping[str, Sequence[str]]) -> list[tuple[int, Dims]]:
-        """The dimensions of cells, with their ids; `only` names some of them and the values that are asked for."""
+    def dims(self, only: Mapping[str, Sequence[str]]) -> Iterator[tuple[int, str, str, str, str]]:
+        """What cells are told apart by: id of the dimensions, organization, team, key, model; `only` names dimensions and the values asked for."""
         ...
 
     def sums_of(

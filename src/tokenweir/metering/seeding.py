@@ -341,7 +341,11 @@ class _Wanted:
 
     def parts(self) -> list[_Wanted]:
         """The links by where their use has to be read: the rollups know no sessions."""
-        parts = [self.narrowed(lambda link: not _is_by_session(link.limit)), self.narrowed(lambda link: _is_by_session(link.limit))]
+        if not self.links:
+            return []
+        if not self._by_session:
+            return [self]
+        parts = (self.narrowed(lambda link: not _is_by_session(link.limit)), self.narrowed(lambda link: _is_by_session(link.limit)))
         return [part for part in parts if part.links]
 
     def met_by(self, use: Use) -> Iterator[tuple[int, Link]]:
@@ -381,8 +385,8 @@ class _Wanted:
                 yield cell.bucket_us, tuple(self.of(*cell.group)), cell.sums
             return
         met: dict[int, tuple[tuple[int, Link], ...]] = {}
-        for number, dims in snapshot.dims({"source": (GATEWAY,), **self.only()}):
-            if found := tuple(self.of(dims.organization_id, dims.team_id, dims.key_id, dims.model, "")):
+        for number, organization_id, team_id, key_id, model in snapshot.dims({"source": (GATEWAY,), **self.only()}):
+            if found := tuple(self.of(organization_id, team_id, key_id, model, "")):
                 met[number] = found
         for bucket_us, number, sums in snapshot.sums_of(read_spans, list(met), buckets=buckets):
             yield bucket_us, met[number], sums

@@ -242,12 +242,13 @@ class _Snapshot:
         """Those of the ids that are in the ledger."""
         return _known(self._connection, entry_ids)
 
-    def dims(self, only: Mapping[str, Sequence[str]]) -> list[tuple[int, Dims]]:
-        """The dimensions of cells, with their ids; `only` names some of them and the values that are asked for."""
-        query = select(DIMS)
+    def dims(self, only: Mapping[str, Sequence[str]]) -> Iterator[tuple[int, str, str, str, str]]:
+        """What cells are told apart by: id of the dimensions, organization, team, key, model; `only` names dimensions and the values asked for."""
+        query = select(DIMS.c.dims_id, DIMS.c.organization_id, DIMS.c.team_id, DIMS.c.key_id, DIMS.c.model)
         for name, accepted in only.items():
             query = query.where(DIMS.c[_dim(name)].in_(list(accepted)))
-        return [(row[0], Dims(*row[1:])) for row in self._connection.execute(query)]
+        for rows in self._connection.execute(query).partitions(_ROWS_PER_FETCH):
+            yield from ((row[0], row[1], row[2], row[3], row[4]) for row in rows)
 
     def sums_of(
         self, spans: Sequence[tuple[Grain, Micros, Micros]], dims_ids: Sequence[int], *, buckets: bool = False

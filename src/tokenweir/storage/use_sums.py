@@ -61,11 +61,12 @@ def sums_of(
         if len(starts) * len(wanted) <= SEEKS_MAX:
             for some in _slices(dims_ids):
                 for times in _slices(starts):
-                    rows = connection.execute(query.where(rollup.c.bucket_us.in_(times), rollup.c.dims_id.in_(some)))
-                    yield from ((row[0], row[1], Sums(*row[2:])) for row in rows)
+                    for row in connection.execute(query.where(rollup.c.bucket_us.in_(times), rollup.c.dims_id.in_(some))):
+                        yield row[0], row[1], Sums(*row[2:])
         else:
-            rows = connection.execute(query.where(rollup.c.bucket_us >= since_us, rollup.c.bucket_us < until_us)).yield_per(_ROWS_PER_FETCH)
-            yield from ((row[0], row[1], Sums(*row[2:])) for row in rows if row[1] in wanted)
+            whole = query.where(rollup.c.bucket_us >= since_us, rollup.c.bucket_us < until_us)
+            for rows in connection.execute(whole).partitions(_ROWS_PER_FETCH):
+                yield from ((row[0], row[1], Sums(*row[2:])) for row in rows if row[1] in wanted)
 
 
 def _slices(values: Sequence[int]) -> Iterator[Sequence[int]]:
