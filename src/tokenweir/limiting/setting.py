@@ -129,7 +129,7 @@ def _put(limits: LimitDirectory, draft: Limit, place: Place, *, named: bool, act
         if not counts_the_same(old, after):
             after, removed = replace(after, limit_id=new_id("limit", entropy), created_at_us=now_us), [old.limit_id]
     limits.put_limits([after], removed=removed, actor=actor, now_us=now_us)
-    (now,) = limits.limits(named=after.limit_id, removed=True)
+    now = next(one for one in limits.limits(named=after.limit_id, removed=True) if one.limit.limit_id == after.limit_id)
     return SetLimit(now, before)
 
 
