@@ -17,7 +17,7 @@ from tokenweir.simulator.programs import PROGRAMS
 def test_the_demo_runs_from_nothing_and_its_books_equal_the_truth(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TOKENWEIR_")}
     done = subprocess.run(
-        [sys.executable, "-m", "tokenweir", "demo", "--seconds", "4", "--json"],
+        [sys.executable, "-m", "tokenweir", "demo", "--seconds", "9", "--json"],
         env={**environment, "TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -28,6 +28,11 @@ def test_the_demo_runs_from_nothing_and_its_books_equal_the_truth(tmp_path):
     outcome = json.loads(done.stdout)
     assert outcome["differences"] == []
     assert outcome["exact"] > 0
+    quota, rate, queue = outcome["limits"]
+    assert 0 < quota["used"] <= quota["room"]
+    assert 0 < rate["used"] <= rate["room"]
+    assert (queue["used"], queue["refused"]) == (0, 0)
+    assert queue["waited"] > 0
     assert list(tmp_path.iterdir()) == []
 
 

@@ -179,7 +179,7 @@ def test_who_waits_in_vain_is_refused_at_the_deadline_and_told_when_to_come_back
     async def main():
         async with weir.busy(key, "short first"):
             late = await weir.finish(await weir.join(key, "late", 1))
-        await weir.until("the first has ended", lambda: weir.status("short")["used"] == 0)
+        await weir.until("the first has ended", lambda: weir.status("short")["held"] == 0)
         again = Call(weir.running.url, key, asked := ask("again"))
         await again.open()
         return late, await weir.finish(Waiting(asked, again))

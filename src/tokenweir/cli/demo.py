@@ -1,7 +1,8 @@
 """`tokenweir demo`: a simulated Claude API, the gateway before it, and four teams of simulated programs, live in the terminal.
 
-Nothing in it is special: the same commands a user would start, with an embedded store in a folder that is removed at the end. When it ends it
-compares the ledger with the simulator's journal of truth, line by line. Change together with `demo_play.py` and `simulator/programs.py`.
+Nothing in it is special: the same commands a user would start, with an embedded store in a folder that is removed at the end. Three of the teams have
+limits that bite (`demo_limits.py`). When it ends it compares the ledger with the simulator's journal of truth, line by line, and what the limits counted
+with the ledger. Change together with `demo_play.py` and `simulator/programs.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def demo(
     keep: Annotated[Path | None, typer.Option("--keep", help="Keep the books in this folder; otherwise they are removed at the end.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result only, as JSON.")] = False,
 ) -> None:
-    """Show everything at work, with no key and no account: four simulated teams against a simulated Claude API."""
+    """Show everything at work, with no key and no account: four simulated teams, three with limits, against a simulated Claude API."""
     import asyncio
     import shutil
     import tempfile
@@ -54,6 +55,12 @@ def _conclude(outcome: dict[str, Any], keep: Path | None) -> None:
     note(f"{outcome['exact']:,} equal the simulator's journal of truth, to the token and the nano-dollar.")
     if outcome["flagged"]:
         note(f"{outcome['flagged']:,} were cut short by their clients; they are booked as estimates, and flagged.")
+    for limit in outcome["limits"]:
+        what = [f"{limit['refused']:,} refused"] if limit["refused"] else []
+        what += [f"{limit['waited']:,} waited their turn"] if limit["waited"] else []
+        note(f"{limit['name']}: {', '.join(what) or 'nobody was refused'}.")
+    if outcome["given"]:
+        note(f"At its quota, a team asked for more and was given it {'once' if outcome['given'] == 1 else str(outcome['given']) + ' times'}.")
     for line in outcome["differences"]:
         note(f"  differs: {line}")
     if keep is not None:

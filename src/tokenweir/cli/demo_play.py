@@ -1,4 +1,4 @@
-"""The demo at work: starts the processes, runs the programs, and compares the books with the truth at the end."""
+"""The demo at work: starts the processes, sets the limits, runs the programs, and compares the books with the truth at the end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from tokenweir import app as stores
+from tokenweir.cli.demo_limits import DemoLimits
 from tokenweir.cli.demo_screen import Screen
 from tokenweir.cli.demo_truth import compare
 from tokenweir.cli.output import fail
@@ -24,6 +27,7 @@ from tokenweir.simulator.programs import PROGRAMS, Call, Program
 
 UPSTREAM_KEY = "sk-ant-sim-demo-0000"
 _REFRESH_S = 1.0
+_GIVES_UP_S = 3.0
 
 
 async def play(folder: Path, *, seconds: int, seed: int, quiet: bool) -> dict[str, Any]:
@@ -44,30 +48,37 @@ async def play(folder: Path, *, seconds: int, seed: int, quiet: bool) -> dict[st
         settings = load_settings(None, data_dir=folder / "books")
         if seconds:
             asyncio.get_running_loop().call_later(seconds, ended.set)
-        screen = Screen(settings, gateway=serve.ready["gateway"], simulator=simulator.ready["url"], quiet=quiet)
+        keys = _keys(settings, PROGRAMS)
+        limits = DemoLimits(settings)
+        screen = Screen(settings, limits, gateway=serve.ready["gateway"], simulator=simulator.ready["url"], quiet=quiet)
         try:
-            await _rehearse(settings, serve.ready["gateway"], seed, ended, screen.refresh)
+            await _rehearse(keys, limits, serve.ready["gateway"], seed, ended, screen.refresh)
+            drained = await asyncio.to_thread(limits.drained)
         finally:
             screen.close()
             await serve.stop()
     finally:
         await simulator.stop()
-    return compare(settings, truth)
+    outcome, counted = compare(settings, truth), await asyncio.to_thread(limits.conclude, drained)
+    return {**outcome, **counted, "differences": outcome["differences"] + counted["differences"]}
 
 
-async def _rehearse(settings: Settings, gateway: str, seed: int, ended: asyncio.Event, refresh: Callable[[], None]) -> None:
+async def _rehearse(
+    keys: list[tuple[Program, str]], limits: DemoLimits, gateway: str, seed: int, ended: asyncio.Event, refresh: Callable[[], None]
+) -> None:
     """Run all programs until it ends, and keep the screen up to date."""
     client = UpstreamClient(UpstreamSettings(base_url=gateway), environment={}, clock=stores.SystemClock())
     await client.start()
     try:
         async with asyncio.TaskGroup() as tasks:
             running = [
-                tasks.create_task(_program(client, program, token, random.Random(f"{seed} {program.name} {copy}"), ended))  # noqa: S311 - simulated habits
-                for program, token in _keys(settings, PROGRAMS)
+                tasks.create_task(_program(client, limits, program, token, random.Random(f"{seed} {program.name} {copy}"), ended))  # noqa: S311 - simulated habits
+                for program, token in keys
                 for copy in range(program.copies)
             ]
             while not ended.is_set():
                 await asyncio.to_thread(refresh)
+                await asyncio.to_thread(limits.ask_for_more)
                 try:
                     await asyncio.wait_for(ended.wait(), _REFRESH_S)
                 except TimeoutError:
@@ -91,31 +102,50 @@ def _keys(settings: Settings, programs: tuple[Program, ...]) -> list[tuple[Progr
     ]
 
 
-async def _program(client: UpstreamClient, program: Program, token: str, chance: random.Random, ended: asyncio.Event) -> None:
+async def _program(client: UpstreamClient, limits: DemoLimits, program: Program, token: str, chance: random.Random, ended: asyncio.Event) -> None:
     for call in program.habit(chance):
         await asyncio.sleep(call.pause_s)
         if ended.is_set():
             return
-        await _send(client, call, token)
+        if (refusal := await _send(client, call, token)) is not None:
+            limits.refuse(program.team, refusal.error_type, refusal.message)
+            await asyncio.sleep(refusal.pause_s)
 
 
-async def _send(client: UpstreamClient, call: Call, token: str) -> None:
+class _Refusal(msgspec.Struct, frozen=True):
+    """What a program was told by a limit, and how long it keeps quiet after that."""
 
+    error_type: str
+    message: str
+    pause_s: float
+
+
+async def _send(client: UpstreamClient, call: Call, token: str) -> _Refusal | None:
+    """Send one request and read its answer as far as the program's patience goes; what a limit said, if one refused."""
     connection = await client.acquire()
     headers = [(b"x-api-key", token.encode()), (b"anthropic-version", b"2023-06-01"), (b"content-type", b"application/json")]
     try:
         connection.send(b"POST", b"/v1/messages", headers, call.body)
         head = await connection.head()
-        events = 0
-        while await connection.read():
+        events, refused = 0, b""
+        while piece := await connection.read():
             events += 1
             if head.status == 200 and call.patience < 1 and events > 40 * call.patience:
-                return
+                return None
+            refused += piece if head.status == 429 else b""
+        return _refusal(dict(head.headers), refused) if refused else None
     except TokenweirError:
-        return  # A program that fails tries something else next; the ledger has what happened.
+        return None  # A program that fails tries something else next; the ledger has what happened.
     finally:
         if not connection.complete:
             connection.abort()
+
+
+def _refusal(headers: dict[bytes, bytes], body: bytes) -> _Refusal:
+    """Programs do as they are told: wait as long as a limit says, or, where that would be days, go on with something else."""
+    error = json.loads(body)["error"]
+    pause_s = _GIVES_UP_S if headers.get(b"x-should-retry") == b"false" else float(headers.get(b"retry-after", b"1"))
+    return _Refusal(error["type"], error["message"], pause_s)
 
 
 class _Started:
