@@ -23,9 +23,8 @@ PAIRS_MAX: Final = 20_000
 """Keys with models of which something is remembered; those that have not settled for longest are forgotten first."""
 BLEND: Final = 8
 """A key's own numbers count half once it has settled this many requests, and so do a model's against the documented ones."""
-OFTEN: Final = 16
-SELDOM: Final = 8
-"""The first settlements of a key with a model all teach what is said of the model; after those, one in so many."""
+KNOWN: Final = 64
+"""A key that has settled this many requests with a model is known: from then on about one in four is looked at, which costs a quarter."""
 CAUTION: Final = 20
 """One request in so many may use more than what is expected of prompt or output."""
 
@@ -85,6 +84,11 @@ class Estimator:
         prompt = uncached + usage.cache_write_5m + usage.cache_write_1h + usage.cache_read
         if not prompt:
             return
+        of_key = self._of((key_id, model))
+        of_key.settled += 1
+        # Multiples of an odd number, so that no rhythm in what a key does decides what is seen of it.
+        if of_key.settled > KNOWN and of_key.settled * 567 & 768:
+            return
         text = text_bytes + images * IMAGE_BYTES + HIDDEN_BYTES
         sort, ends = bisect_left(_SIZES, text), _FACTORS
         # Text has less than one token a byte: what is beyond came from elsewhere, and says nothing about text.
@@ -92,11 +96,8 @@ class Estimator:
             sort, ends = sort + _REMOTE, _REMOTE_FACTORS
         prompt_bucket = bisect_left(ends, prompt / text)
         output_bucket = bisect_left(_TOKENS, usage.output)
-        of_key = self._of((key_id, model))
-        of_key.settled += 1
-        # What is said of a model is for keys that are new to it, so it comes from many keys: a busy one adds to it only now and then.
-        seldom = of_key.settled > OFTEN and of_key.settled % SELDOM
-        for learned in (of_key,) if seldom else (of_key, self._of(("", model))):
+        # What is said of a model is for keys that are new to it, so it comes from many keys: from a known one only now and then.
+        for learned in (of_key,) if of_key.settled > KNOWN and of_key.settled & 7 else (of_key, self._of(("", model))):
             if learned.prompts[sort] is _UNSEEN:
                 learned.prompts = (*learned.prompts[:sort], _Histogram(ends), *learned.prompts[sort + 1 :])
             learned.prompts[sort].add(prompt_bucket)
