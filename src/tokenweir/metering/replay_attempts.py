@@ -70,7 +70,7 @@ def attempts(entries: Iterable[Entry], disorder: Disorder) -> Iterator[SentAttem
         same = known.get(entry.attempt_id)
         if same is not None:
             same.append(entry)
-        elif entry.kind != KIND_ATTEMPT and entry.started_at_us < reached_us:
+        elif entry.kind != KIND_ATTEMPT and entry.started_at_us <= reached_us:
             disorder.late_adjustments += 1
             continue
         else:
@@ -79,8 +79,8 @@ def attempts(entries: Iterable[Entry], disorder: Disorder) -> Iterator[SentAttem
             disorder.late_attempts += entry.started_at_us < reached_us
         latest_us = max(latest_us, entry.started_at_us)
         while waiting[0][0] < latest_us - ORDER_WINDOW_US:
-            reached_us, attempt_id = waiting[0]
-            heapq.heappop(waiting)
+            at_us, attempt_id = heapq.heappop(waiting)
+            reached_us = max(reached_us, at_us)
             yield from _standing(known.pop(attempt_id))
             if not waiting:
                 break

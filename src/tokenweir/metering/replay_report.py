@@ -162,7 +162,7 @@ class Tally:
 
     def cost(self, attempt: SentAttempt, saved_nanos: Nanos) -> None:
         """An attempt of such a request, and what would have been saved of it."""
-        self._keys[attempt.key_id][1] += attempt.cost_nanos
+        self._keys.setdefault(attempt.key_id, [0, 0])[1] += attempt.cost_nanos
         self.saved_nanos += saved_nanos
 
     def waits(self, waited_us: Micros) -> None:
