@@ -18,7 +18,7 @@ from tokenweir.periods import Micros
 
 
 class LimitRecord(msgspec.Struct, frozen=True):
-    """A limit as the directory has it: with its grants that are not voided, and with the names of its scope."""
+    """A limit as the directory has it: with all its grants, and with the names of its scope."""
 
     limit: Limit
     organization: str

@@ -108,7 +108,7 @@ def test_grants_are_listed_with_their_limits_and_ended(office):
         two.grant.grant_id: limiting.Granted(two.grant, limiting.show_limit(office.limits, "five")),
     }
     ended = limiting.void_grant(office.limits, one.grant.grant_id, actor="ana", now_us=NOW + 3)
-    assert (ended.grant.voided_at_us, ended.limit.limit.name, ended.limit.grants) == (NOW + 3, "month", ())
+    assert (ended.grant.voided_at_us, ended.limit.limit.name, ended.limit.grants) == (NOW + 3, "month", (ended.grant,))
     assert [granted.grant for granted in limiting.list_grants(office.limits)] == [two.grant]
     assert [granted.grant for granted in limiting.list_grants(office.limits, limit="month", voided=True)] == [ended.grant]
     with pytest.raises(NotFound, match="grant list"):

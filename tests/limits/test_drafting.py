@@ -126,7 +126,6 @@ OPUS = ("claude-opus-*",)
         ({"action": Action.DOWNGRADE, "downgrade_to": "claude-haiku-4-5"}, "models"),
         ({"downgrade_to": "claude-haiku-4-5"}, "to"),
         ({"action": Action.END, "resource": REQUESTS, "amount": 5}, "action"),
-        ({"strict": True, "resource": REQUESTS, "amount": 5}, "strict"),
         ({"carry_over": True, "window": Rolling(60_000_000)}, "carry_over"),
         ({"scope": Scope("org_1", "team_1", per="team")}, "per"),
         ({"scope": Scope("org_1", "team_1", "key_1", per="key")}, "per"),

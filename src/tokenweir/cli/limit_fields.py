@@ -52,7 +52,7 @@ def plain_limit(record: LimitRecord, now_us: Micros) -> dict[str, Any]:
         "carry_over": limit.carry_over,
         "contact": limit.contact or None,
         "managed_by": limit.managed_by or None,
-        "grants": [plain_grant(Granted(grant, record), now_us) for grant in record.grants],
+        "grants": [plain_grant(Granted(grant, record), now_us) for grant in record.grants if grant.voided_at_us is None],
         "created": _instant(limit.created_at_us),
         "removed": _instant(record.removed_at_us),
     }

@@ -132,7 +132,7 @@ def list_(
             f"{amount_of(one.limit.amount, one.limit.resource)} {window_of(one.limit)}".strip(),
             ", ".join(one.limit.models) or "all",
             action_of(one.limit),
-            "removed" if one.removed_at_us is not None else str(len(one.grants) or "-"),
+            "removed" if one.removed_at_us is not None else str(sum(grant.voided_at_us is None for grant in one.grants) or "-"),
         ]
         for one in records
     ]
@@ -172,10 +172,10 @@ def show(limit: LimitArgument, *, as_json: JsonOption = False, config: ConfigOpt
         "removed": when(record.removed_at_us),
     }
     print_table(["field", "value"], list(fields.items()))
-    if record.grants:
+    if grants := [limiting.Granted(grant, record) for grant in record.grants if grant.voided_at_us is None]:
         from tokenweir.cli.grants import print_grants
 
-        print_grants([limiting.Granted(grant, record) for grant in record.grants], now_us)
+        print_grants(grants, now_us)
 
 
 @limit_app.command("remove")
@@ -217,7 +217,7 @@ def _show_set(done: SetLimit, now_us: int, *, as_json: bool) -> None:
         sys.stdout.write(f"Changed {limit.limit_id} ({limit.name}): {'; '.join(parts)}.\n")
     if done.recounted and done.before is not None:
         note(f"It counts something else now, so it has a new id (before: {done.before.limit.limit_id}); its use is read from the ledger anew.")
-        if len(record.grants) < len(done.before.grants):
+        if len(record.grants) < sum(grant.voided_at_us is None for grant in done.before.grants):
             note("Its grants ended, because they were amounts of something else.")
     if done.changed:
         _note_policy(limit.managed_by)

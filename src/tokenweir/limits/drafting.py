@@ -22,7 +22,6 @@ MODELS_MAX: Final = 100
 QUEUE_MS_MAX: Final = 600_000
 """Longest wait: clients and proxies give up a silent connection soon after ten minutes."""
 SEATS: Final = ("team", "key", "user", "session")
-_METERED: Final = (Resource.INPUT_TOKENS, Resource.OUTPUT_TOKENS, Resource.TOKENS, Resource.SPEND)
 _OUTGROWN: Final = (Resource.OUTPUT_TOKENS, Resource.TOKENS, Resource.SPEND)
 
 _MULTIPLES: Final = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
@@ -211,8 +210,6 @@ def _action_problems(limit: Limit) -> list[tuple[str, str]]:
         found.append(("to", f"only the action downgrade names another model, not {action}"))
     if action is Action.END and resource not in _OUTGROWN:
         found.append(("action", f"a stream cannot outgrow what it took of {resource}; end is for {', '.join(_OUTGROWN)}"))
-    if limit.strict and resource not in _METERED:
-        found.append(("strict", f"{resource} are counted exactly in any case; strict is for {', '.join(_METERED)}"))
     if limit.carry_over and not isinstance(limit.window, Cycle):
         found.append(("carry_over", "carry_over takes overshoot into the next cycle, and only a calendar window has one"))
     return found

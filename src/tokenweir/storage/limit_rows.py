@@ -33,7 +33,8 @@ RECORDS: Final = (
     .outerjoin(TEAMS, TEAMS.c.team_id == LIMITS.c.team_id)
     .outerjoin(KEYS, KEYS.c.key_id == LIMITS.c.key_id)
 )
-_LIVE_GRANTS: Final = select(GRANTS).where(GRANTS.c.voided_at_us.is_(None)).order_by(GRANTS.c.created_at_us, GRANTS.c.grant_id)
+_ALL_GRANTS: Final = select(GRANTS).order_by(GRANTS.c.created_at_us, GRANTS.c.grant_id)
+_LIVE_GRANTS: Final = _ALL_GRANTS.where(GRANTS.c.voided_at_us.is_(None))
 _decode: Final[Callable[[str], Limit]] = msgspec.json.Decoder(Limit).decode
 
 
@@ -44,9 +45,9 @@ def changed_limits(connection: Connection, revision: int) -> tuple[LimitRecord, 
 
 
 def limit_records(connection: Connection, which: ColumnElement[bool]) -> list[LimitRecord]:
-    """The limits that the condition on LIMITS chooses, with their grants that are not voided, in order of creation."""
+    """The limits that the condition on LIMITS chooses, with all their grants (what a voided one burned stays covered), in order of creation."""
     grants: dict[str, list[Grant]] = defaultdict(list)
-    for row in connection.execute(_LIVE_GRANTS.where(GRANTS.c.limit_id.in_(select(LIMITS.c.limit_id).where(which)))):
+    for row in connection.execute(_ALL_GRANTS.where(GRANTS.c.limit_id.in_(select(LIMITS.c.limit_id).where(which)))):
         grants[row.limit_id].append(grant_of(row))
     asked = RECORDS.where(which).order_by(LIMITS.c.created_at_us, LIMITS.c.limit_id)
     return [
