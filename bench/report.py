@@ -178,7 +178,7 @@ def record(result: dict[str, Any]) -> tuple[Path, bool]:
     path = RESULTS / f"{result['date'].replace(':', '').replace(' ', '-')}-{result['commit'].rstrip('+')}.json"
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
     text = DOCUMENT.read_text("utf-8") if DOCUMENT.exists() else ""
-    rows = [(TABLE_HEAD, document_row(result))] if result["candidates"] or "bookkeeping" in result else []
+    rows = [(TABLE_HEAD, document_row(result))] if any(result["candidates"].values()) or "bookkeeping" in result else []
     if "limits" in result:
         rows.append((LIMITS_HEAD, limits_row(result)))
     listed = False
