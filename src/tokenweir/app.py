@@ -276,9 +276,12 @@ def open_limit_store(settings: Settings, *, owner: str) -> LimitStore:
     return ValkeyLimitStore(settings.limits, owner=owner)
 
 
-def open_ledger_use(settings: Settings, ledger: SqlLedger, directory: SqlDirectory, *, feed: AdjustmentFeed | None = None) -> LedgerUse:
-    """What the ledger and the journals say was used of limits."""
-    return LedgerUse(ledger, directory, journal_dir(settings), open_names_card(settings), SystemClock(), feed=feed)
+def open_ledger_use(
+    settings: Settings, ledger: SqlLedger, directory: SqlDirectory, *, feed: AdjustmentFeed | None = None, writer: str = ""
+) -> LedgerUse:
+    """What the ledger and the journals say was used of limits. `writer` is the journal of the gateway that asks."""
+    alone_as = "" if settings.limits.store_url is not None else writer
+    return LedgerUse(ledger, directory, journal_dir(settings), open_names_card(settings), SystemClock(), feed=feed, alone_as=alone_as)
 
 
 def open_provider_models(settings: Settings) -> SqlProviderModels:

@@ -438,6 +438,10 @@ class LedgerStore(Protocol):
         """The entry of an attempt and its adjustments, in the order they were made; none if the attempt is not in the ledger."""
         ...
 
+    def attempts_of(self, request_ids: Sequence[str]) -> list[Entry]:
+        """The attempts that the gateway metered for these requests, without adjustments."""
+        ...
+
     def page(self, *, after: str = "", limit: int = 1000) -> list[Entry]:
         """The next entries in order of `entry_id`, after the given one."""
         ...

@@ -39,11 +39,13 @@ from tokenweir.metering.meter import Meter
 from tokenweir.metering.process_limits import ProcessLimits
 from tokenweir.metering.seeding import AdjustmentFeed
 from tokenweir.policies import parse_network
+from tokenweir.ports import LedgerStore
 from tokenweir.receiver.asgi import Receiver
 from tokenweir.receiver.booking import TelemetryBooks
 from tokenweir.settings import Settings
 from tokenweir.supervisor import RoleFailed, end_with_supervisor, listen, supervise, url_of
 from tokenweir.telemetry import log, start_logging
+from tokenweir.workers.limit_recovery import LimitRecovery
 from tokenweir.workers.model_watch import watch_models
 from tokenweir.workers.runner import keep_books, stop_on_signal
 
@@ -134,10 +136,26 @@ def run_worker(settings: Settings, *, announce: Announce, supervised: bool) -> i
         daemon=True,  # a provider that does not answer must not hold up the end
     )
     watching.start()
-    done = keep_books(app.journal_dir(settings), store, settings.worker, clock=app.SystemClock(), stop=stop, ready=ready)
+    with contextlib.ExitStack() as opened:
+        lay_to_rest = _recovery(settings, store, opened)
+        done = keep_books(app.journal_dir(settings), store, settings.worker, clock=app.SystemClock(), stop=stop, ready=ready, lay_to_rest=lay_to_rest)
     store.close()
     log(logging.INFO, "stopped", role="worker")
     return 0 if done else 1
+
+
+def _recovery(settings: Settings, ledger: LedgerStore, opened: contextlib.ExitStack) -> Callable[[str], bool] | None:
+    """What ends the holds of dead gateways; nothing has to if each counts in its own memory, which is gone with it."""
+    if settings.limits.store_url is None:
+        return None
+    return LimitRecovery(
+        open_store=lambda owner: app.open_limit_store(settings, owner=owner),
+        ledger=ledger,
+        directory=opened.enter_context(closing(app.open_directory(settings))),
+        limits=opened.enter_context(closing(app.open_limit_directory(settings))),
+        card=app.open_names_card(settings),
+        clock=app.SystemClock(),
+    ).end_holds
 
 
 async def _serve(settings: Settings, listener: socket.socket, announce: Announce) -> int:
@@ -152,7 +170,7 @@ async def _serve(settings: Settings, listener: socket.socket, announce: Announce
     feed = AdjustmentFeed(ledger, clock)
     limits = ProcessLimits(
         store=app.open_limit_store(settings, owner=journal.writer),
-        use=app.open_ledger_use(settings, ledger, directory, feed=feed),
+        use=app.open_ledger_use(settings, ledger, directory, feed=feed, writer=journal.writer),
         feed=feed,
         card=card,
         names=app.open_names_card(settings),

@@ -18,7 +18,7 @@ from tokenweir.storage.limit_memory import MemoryLimitStore
 
 
 class Books:
-    """A ledger that has seen four requests, and tells of corrections once each."""
+    """A ledger that has seen four requests, and tells of corrections until they were heard."""
 
     def __init__(self) -> None:
         self.corrections: list[Use] = []
@@ -30,13 +30,13 @@ class Books:
     def allowance(self, link, grants):
         raise AssertionError("no limit here has grants")
 
-    def poll(self, buckets_of):
+    def news(self):
         if self.fails:
             raise StoreUnavailable
-        found, self.corrections = self.corrections, []
-        for use in found:
-            buckets_of(use)
-        return []
+        return list(self.corrections)
+
+    def heard(self, use):
+        self.corrections.remove(use)
 
 
 def record(made, **more) -> LimitRecord:

@@ -85,24 +85,14 @@ class ProcessLimits:
             if not len(self.book):
                 continue
             try:
-                for use in await self._lookup.in_thread(self._corrections):
+                for use in await self._lookup.in_thread(self._feed.news):
                     await self._store.charge(use.entry_id, self._charges(use))
+                    self._feed.heard(use)
                 failing = False
             except TokenweirError as error:
                 if not failing:
                     log(logging.WARNING, "limits_unread", error=error.code)
                 failing = True
-
-    def _corrections(self) -> list[Use]:
-        """In the thread: what was corrected. Which limits that changes is found out on the event loop, whose the book is."""
-        found: list[Use] = []
-
-        def note(use: Use) -> tuple[()]:
-            found.append(use)
-            return ()
-
-        self._feed.poll(note)
-        return found
 
     def _charges(self, use: Use) -> list[tuple[Bucket, int]]:
         """What a correction changes of which counters: those of the cycle in which the corrected attempt began."""

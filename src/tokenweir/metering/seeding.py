@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
-import msgspec
-
 from tokenweir.ledger.entries import Entry
 from tokenweir.ledger.rollups import GRAIN_US, Sums, amounts
 from tokenweir.ledger.sources import GATEWAY
@@ -50,13 +48,6 @@ class KeyDirectory(Protocol):
     def keys(self) -> list[KeyRecord]:
         """All keys, the revoked ones too."""
         ...
-
-
-class Charge(msgspec.Struct, frozen=True):
-    """A correction of counters: for `LimitStore.charge`."""
-
-    charge_id: str
-    charges: tuple[tuple[Bucket, int], ...]
 
 
 def units(resource: Resource, sums: Sums) -> int:
@@ -119,16 +110,6 @@ class AdjustmentFeed:
         """The counters follow this correction; it need not be told again."""
         self._heard[use.entry_id] = use.ended_at_us
 
-    def poll(self, buckets_of: Callable[[Use], Iterable[tuple[Bucket, Limit]]]) -> list[Charge]:
-        """The news, all heard, as charges of the counters that `buckets_of` names for each."""
-        charges = []
-        for use in self.news():
-            self.heard(use)
-            changed = [(bucket, units(limit.resource, use.sums)) for bucket, limit in buckets_of(use) if bucket.kind is Kind.COUNTER]
-            if changed := [(bucket, by) for bucket, by in changed if by]:
-                charges.append(Charge(use.entry_id, tuple(changed)))
-        return charges
-
 
 class LedgerUse:
     """Reads use from the books. For one thread."""
@@ -147,7 +128,7 @@ class LedgerUse:
         """`alone_as`: the journal writer of this process, if no other one counts beside it: all other writers are dead then, whoever holds their locks."""
         self._store = store
         self._alone_as = alone_as
-        self._keys = _Keys(directory)
+        self._keys = KeyFacts(directory)
         self._journal = JournalFollower(journal_dir, use_of)
         self._card = card
         self._clock = clock
@@ -293,7 +274,7 @@ def _long_spans(period_us: int, now_us: Micros) -> list[Span]:
     return [*spans(since_us, by_day_until_us), ("15m", by_day_until_us, now_us + DAY_US)]
 
 
-class _Keys:
+class KeyFacts:
     """Owners and tags of keys, read when they are first needed, and again when a key is met that was not there."""
 
     def __init__(self, directory: KeyDirectory) -> None:
@@ -322,7 +303,7 @@ class _Keys:
 class _Wanted:
     """Some links, found by who used something."""
 
-    def __init__(self, links: Sequence[tuple[int, Link]], keys: _Keys, card: RateCard) -> None:
+    def __init__(self, links: Sequence[tuple[int, Link]], keys: KeyFacts, card: RateCard) -> None:
         self.links = links
         self._keys = keys
         self._card = card

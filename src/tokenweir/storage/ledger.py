@@ -16,9 +16,9 @@ from msgspec.structs import replace
 from sqlalchemy import Connection, Engine, Select, Table, and_, func, literal, or_, select, text, union_all
 from sqlalchemy.dialects import postgresql, sqlite
 
-from tokenweir.ledger.entries import Entry
+from tokenweir.ledger.entries import KIND_ATTEMPT, Entry
 from tokenweir.ledger.rollups import DIM_NAMES, SUM_NAMES, Dims, Grain, Sums, accumulate, dims_id
-from tokenweir.ledger.sources import Booked, fullest
+from tokenweir.ledger.sources import GATEWAY, Booked, fullest
 from tokenweir.periods import DAY_US, Micros
 from tokenweir.ports import Cell, Checkpoint, ImportProgress, LedgerSnapshot, Names, ProviderReport, Use
 from tokenweir.storage import claims, imports, use_sums
@@ -107,6 +107,16 @@ class SqlLedger:
         with reading(self._engine) as connection:
             found = [entry_of(row) for row in connection.execute(SELECT.where(mine))]
         return sorted(found, key=lambda entry: (entry.kind != "attempt", entry.ended_at_us, entry.entry_id))
+
+    def attempts_of(self, request_ids: Sequence[str]) -> list[Entry]:
+        """The attempts that the gateway metered for these requests, without adjustments."""
+        metered = and_(ENTRIES.c.source == literal(GATEWAY, literal_execute=True), ENTRIES.c.kind == literal(KIND_ATTEMPT, literal_execute=True))
+        found: list[Entry] = []
+        with reading(self._engine) as connection:
+            for start in range(0, len(request_ids), IDS_PER_QUERY):
+                mine = ENTRIES.c.request_id.in_(request_ids[start : start + IDS_PER_QUERY])
+                found += map(entry_of, connection.execute(SELECT.where(metered, mine)))
+        return found
 
     def page(self, *, after: str = "", limit: int = 1000) -> list[Entry]:
         """The next entries in order of `entry_id`, after the given one."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -30,7 +31,11 @@ FLAG_UNBOOKABLE: Final = "unbookable"
 class Bookkeeper:
     """Books one journal directory. Hold its lock (`take_turn`) while using it."""
 
-    def __init__(self, directory: Path, store: LedgerStore, *, batch_entries_max: int, clock: Clock) -> None:
+    def __init__(
+        self, directory: Path, store: LedgerStore, *, batch_entries_max: int, clock: Clock, lay_to_rest: Callable[[str], bool] | None = None
+    ) -> None:
+        """`lay_to_rest` is told of each dead writer whose journal is booked to the end; what is left of its files stays until it answers True."""
+        self._lay_to_rest = lay_to_rest
         self._directory = directory
         self._store = store
         self._batch = batch_entries_max
@@ -83,6 +88,8 @@ class Bookkeeper:
             self._follow(tail, found.get(writer, []), room)
 
     def _follow(self, tail: WriterTail, segments: list[int], room: int) -> None:
+        if tail.ended and not tail.open_intents:
+            return  # booked, and waiting to be laid to rest
         entries = tail.read(segments, room)
         if len(entries) < room and not tail.ended and tail.bury():
             # Only now can nothing be added any more; list and read again.
@@ -131,7 +138,7 @@ class Bookkeeper:
 
     def _tidy(self, checkpoints: dict[str, Checkpoint]) -> None:
         """All that was read is durable: delete what nobody needs, and look into settlements that had no intent."""
-        gone = [writer for writer, tail in self._tails.items() if tail.ended and not tail.open_intents]
+        gone = [writer for writer, tail in self._tails.items() if tail.ended and not tail.open_intents and self._is_at_rest(writer)]
         for tail in self._tails.values():
             if tail.orphans:
                 self._examine(tail)
@@ -142,6 +149,9 @@ class Bookkeeper:
         for writer in gone:
             checkpoints.pop(writer, None)
             self._tails.pop(writer).remove()
+
+    def _is_at_rest(self, writer: str) -> bool:
+        return self._lay_to_rest is None or self._lay_to_rest(writer)
 
     def _examine(self, tail: WriterTail) -> None:
         known = self._store.known(tail.orphans)

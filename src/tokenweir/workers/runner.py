@@ -28,13 +28,23 @@ _PAUSES_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
 def keep_books(
-    directory: Path, store: LedgerStore, settings: WorkerSettings, *, clock: Clock, stop: threading.Event, ready: Callable[[], None] | None = None
+    directory: Path,
+    store: LedgerStore,
+    settings: WorkerSettings,
+    *,
+    clock: Clock,
+    stop: threading.Event,
+    ready: Callable[[], None] | None = None,
+    lay_to_rest: Callable[[str], bool] | None = None,
 ) -> bool:
-    """Book the journal in `directory` until `stop` is set; returns whether everything that could be read is booked. Raises Conflict if another worker stays."""
+    """Book the journal in `directory` until `stop` is set; returns whether everything that could be read is booked. Raises Conflict if another worker stays.
+
+    `lay_to_rest` ends what a dead gateway still holds elsewhere; see `Bookkeeper`.
+    """
     turn = _wait_for_turn(directory, stop)
     if turn is None:
         return True
-    bookkeeper = Bookkeeper(directory, store, batch_entries_max=settings.batch_entries_max, clock=clock)
+    bookkeeper = Bookkeeper(directory, store, batch_entries_max=settings.batch_entries_max, clock=clock, lay_to_rest=lay_to_rest)
     try:
         if ready is not None:
             ready()
