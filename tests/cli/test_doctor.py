@@ -83,6 +83,7 @@ def test_before_the_first_start_it_warns_makes_nothing_and_sends_no_key(examine,
         "database": "warn",
         "journal": "ok",
         "credentials": "ok",
+        "limits": "ok",
         "rate card": "ok",
         "prices": "ok",
         "models": "ok",
@@ -195,3 +196,12 @@ def test_settings_that_are_wrong_are_the_only_finding(examine, monkeypatch):
     assert list(found) == ["settings"]
     assert found["settings"]["state"] == "fail"
     assert "port" in found["settings"]["detail"]
+
+
+def test_limits_are_counted_and_their_store_is_asked(examine, monkeypatch, tmp_path):
+    """In memory there is nothing to reach; a shared store that does not answer is a failure with what to do about it."""
+    assert examine()["limits"]["state"] == "ok"
+    monkeypatch.setenv("TOKENWEIR_LIMITS__STORE_URL", f"unix://{tmp_path}/nobody.sock")
+    limits = examine()["limits"]
+    assert limits["state"] == "fail"
+    assert "limits.store_url" in limits["remedy"]

@@ -20,7 +20,7 @@ import typer
 
 from tokenweir.cli.output import ConfigOption, DataDirOption, JsonOption, print_json, reporting_failures
 from tokenweir.cli.root import app
-from tokenweir.errors import OperatorError, TokenweirError
+from tokenweir.errors import OperatorError, StoreUnavailable, TokenweirError
 
 if TYPE_CHECKING:
     from email.message import Message
@@ -85,6 +85,7 @@ def examine(config: Path | None, data_dir: Path | None, *, with_key: bool) -> It
         ("database", _database),
         ("journal", _journal),
         ("credentials", _credentials),
+        ("limits", _limits),
         ("rate card", _rate_card),
         ("prices", _prices),
         ("models", _models),
@@ -188,6 +189,36 @@ def _credentials(settings: Settings) -> Iterator[Finding]:
             yield Finding("credentials", "fail", error.message, "set it again: tokenweir credential set")
         else:
             yield Finding("credentials", "ok", f"{what} can be read")
+
+
+def _limits(settings: Settings) -> Iterator[Finding]:
+    import asyncio
+
+    from tokenweir import app as wiring
+
+    count = 0
+    if wiring.examine_database(settings) == []:
+        with closing(wiring.open_limit_directory(settings)) as limits:
+            count = len(limits.limits())
+    if settings.limits.store_url is None:
+        yield Finding("limits", "ok", f"{count} set; counted in the memory of the one gateway process")
+        return
+
+    async def ask() -> None:
+        store = wiring.open_limit_store(settings, owner="doctor")
+        try:
+            await store.standings([], now_us=0)
+            await store.holds("doctor")
+        finally:
+            await store.close()
+
+    try:
+        asyncio.run(ask())
+    except StoreUnavailable as error:
+        remedy = "start the server at limits.store_url, or correct its address; until then budgets refuse and rates fall to a share"
+        yield Finding("limits", "fail", error.message, remedy)
+    else:
+        yield Finding("limits", "ok", f"{count} set; counted in the shared store, which answers")
 
 
 def _rate_card(settings: Settings) -> Iterator[Finding]:
