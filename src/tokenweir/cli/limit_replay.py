@@ -80,8 +80,8 @@ def replay(
         _show(report, of_keys, names)
 
 
-def _limits(settings: Settings, policy: str, *, with_grants: bool) -> tuple[list[NamedLimit], Mapping[str, Sequence[Grant]], list[KeyRecord]]:
-    """The limits to replay, the grants by their names, and all keys."""
+def _limits(settings: Settings, policy: str, *, with_grants: bool) -> tuple[list[NamedLimit], Mapping[str, Sequence[Grant]] | None, list[KeyRecord]]:
+    """The limits to replay, the grants by their names (None if they are not wanted), and all keys."""
     from tokenweir import app as wiring
     from tokenweir.cli.limit_policy import read_policy_file
     from tokenweir.errors import NotFound
@@ -100,7 +100,7 @@ def _limits(settings: Settings, policy: str, *, with_grants: bool) -> tuple[list
             records = [one for one in records if one.limit.scope.organization_id == places.organization_id]
     if not wanted:
         raise NotFound(f"{policy} holds no limit" if policy else "no limits are set; name a policy file with --policy")
-    return wanted, {one.limit.name: one.grants for one in records} if with_grants else {}, keys
+    return wanted, {one.limit.name: one.grants for one in records} if with_grants else None, keys
 
 
 def _progress(since_us: Micros, until_us: Micros) -> Callable[[int, Micros], None]:

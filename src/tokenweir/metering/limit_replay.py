@@ -77,7 +77,7 @@ def replay(
         until_us=until_us,
         totals=run.totals.totals(),
         limits=tuple(tally.findings() for tally in run.tallies.values()),
-        assumptions=assumptions((one.limit for one in limits), with_grants=bool(grants)),
+        assumptions=assumptions((one.limit for one in limits), with_grants=grants is not None),
         notes=_notes(disorder),
     )
 
