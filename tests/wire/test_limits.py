@@ -78,6 +78,8 @@ def test_rates_are_spelled_as_the_provider_spells_its_own():
 def test_a_small_limit_of_tokens_is_told_to_the_token():
     headers = dict(rate_headers([RateView("tokens", 9_999, 1_234, RESET_US), RateView("requests", 90_000, 12_345, RESET_US)]))
     assert headers[b"anthropic-ratelimit-tokens-remaining"] == b"1234"
+    assert read_headroom(rate_headers([RateView("tokens", 10_000, 9_999, RESET_US)])).tokens.remaining == 9_000
+    assert read_headroom(rate_headers([RateView("tokens", 900, 901, RESET_US)])).tokens.remaining == 900
     assert headers[b"anthropic-ratelimit-requests-remaining"] == b"12345"
 
 
@@ -183,8 +185,11 @@ def test_the_fullest_budget_is_told_whatever_is_held():
     one = budget(600, 1_000, resets_at_us=RESET_US)
     two = budget(59, 100, held=41, resets_at_us=RESET_US + SECOND_US)
     assert dict(budget_headers([two, one]))[UNIFIED + b"reset"] == b"1786147200"
-    three = budget(60, 100, held=1, resets_at_us=RESET_US + 2 * SECOND_US)
-    assert dict(budget_headers([one, three]))[UNIFIED + b"reset"] == b"1786147202"
+    three = budget(60, 100, held=1, resets_at_us=RESET_US - SECOND_US)
+    assert dict(budget_headers([one, three]))[UNIFIED + b"reset"] == b"1786147199"
+    four = budget(6, 10, resets_at_us=RESET_US + SECOND_US)
+    for order in ([one, four], [four, one]):
+        assert dict(budget_headers(order))[UNIFIED + b"reset"] == b"1786147201"
 
 
 @given(st.lists(st.builds(budget, st.integers(-100, 10**15), st.integers(0, 10**15), held=st.integers(0, 10**15)), min_size=1, max_size=5))
@@ -500,6 +505,11 @@ def test_a_quota_alone_has_no_dollars():
 def test_more_than_all_of_it_is_said():
     assert json.loads(oauth_usage([budget(150, 100)]))["limits"][0]["percent"] == 150
     assert json.loads(oauth_usage([budget(0, 0)]))["limits"][0]["percent"] == 100
+
+
+@pytest.mark.parametrize(("used", "severity"), [(74, "normal"), (75, "warning"), (94, "warning"), (95, "critical"), (101, "critical")])
+def test_severity_follows_the_notices(used, severity):
+    assert json.loads(oauth_usage([budget(used, 100)]))["limits"][0]["severity"] == severity
 
 
 @given(st.integers(0, 4 * 10**18), st.integers(1, 4 * 10**18))
