@@ -69,9 +69,9 @@ class Bookkeeper:
         return new
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files, and leave what is not done to the next worker."""
         for tail in self._tails.values():
-            tail.close()
+            tail.let_go()
 
     def _read(self, checkpoints: dict[str, Checkpoint]) -> None:
         """Fill the next batch, oldest writer first."""

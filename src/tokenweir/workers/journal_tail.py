@@ -92,6 +92,11 @@ class WriterTail:
             if path.suffix != ".lock":
                 path.unlink(missing_ok=True)
         files.lock_path(self._directory, self.writer).unlink(missing_ok=True)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Close everything, and leave the rest to the next worker."""
+        self.close()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
