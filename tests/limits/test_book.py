@@ -52,6 +52,20 @@ def test_a_change_holds_from_the_next_request_on():
     assert len(book) == 1
 
 
+def test_what_was_used_before_a_limit_was_set_is_asked_of_the_ledger():
+    """A gateway that has run since the cycle began has not counted for a limit that was set after it began."""
+    windows = {"month": Cycle("month"), "hour": Rolling(3_600_000_000)}
+    limits = [limit(name, "requests", 5, window, created_at_us=START_US) for name, window in windows.items()]
+    book = book_of(*limits, complete_since_us=0)
+
+    def fresh(at_us: int) -> list[bool]:
+        return [bucket.fresh for bucket in book.chain(RED, MODEL, session="", now_us=at_us).buckets]
+
+    assert fresh(START_US) == [False, False]
+    assert fresh(START_US + 3_600_000_000) == [False, True]
+    assert fresh(START_US + 32 * DAY_US) == [True, True]
+
+
 def test_a_fallback_model_is_covered_too():
     """A request that may run on another model meets the limits of both, and such a chain is not taken for the one without."""
     book = book_of(limit("haiku", "requests", 1, models=("claude-haiku-*",)))

@@ -22,6 +22,7 @@ from tokenweir.principals import Principal
 CHAINS_MAX = 131_072
 """Remembered chains and buckets: ids of sessions come from outside, so the memory of them is bounded."""
 _FOREVER: Micros = 2**62
+_STREAMED = frozenset({Resource.OUTPUT_TOKENS, Resource.TOKENS, Resource.SPEND})
 
 
 class Link(msgspec.Struct, frozen=True, gc=False):
@@ -33,6 +34,8 @@ class Link(msgspec.Struct, frozen=True, gc=False):
     starts_us: Micros
     """Start of the cycle; 0 for other windows."""
     valid_until_us: Micros
+    grows: bool = False
+    """More of it may be held while a stream runs: it is estimated, and of a resource that streams use the longer they run."""
     known: bool = True
     """False: its room depends on past use that nobody has looked up yet; see `LimitBook.allow`."""
 
@@ -54,6 +57,8 @@ class Chain(msgspec.Struct, frozen=True):
     """Somebody needs to know what the request is expected to cost."""
     queues: bool = False
     """One of the limits lets requests wait."""
+    grows: bool = False
+    """One of the links does."""
 
 
 EMPTY = Chain((), (), _FOREVER)
@@ -72,6 +77,7 @@ def _chain_of(links: tuple[Link, ...]) -> Chain:
         all(link.limit.strict for link in links),
         any(link.limit.resource is Resource.SPEND and not link.limit.strict for link in links),
         any(link.limit.action is Action.QUEUE for link in links),
+        any(link.grows for link in links),
     )
 
 
@@ -200,17 +206,20 @@ class LimitBook:
         amount = limit.amount + increases(grants, now_us)
         until_us = increases_change_at(grants, now_us) or _FOREVER
         bucket_id = f"{limit.limit_id}|{seat}"
+        grows = not limit.strict and limit.resource in _STREAMED
+        # What was used before the limit was set counts in it, and no store has seen that.
+        complete_since_us = max(self._complete_since_us, limit.created_at_us)
         match limit.window:
             case None:
                 return Link(limit, seat, _bucket(limit, bucket_id, Kind.GAUGE, amount, fresh=True), 0, until_us)
             case Rolling(period_us=period_us, burst=burst):
                 # A window that reaches back before we were there must be looked up; shorter ones of a shared store are let go of.
-                fresh = now_us - period_us >= self._complete_since_us or (self._complete_since_us == _FOREVER and period_us <= 3_600_000_000)
+                fresh = now_us - period_us >= complete_since_us or (self._complete_since_us == _FOREVER and period_us <= 3_600_000_000)
                 room = burst + amount - limit.amount if burst else amount
                 bucket = _bucket(limit, bucket_id, Kind.LEVEL, room, refill=amount, period_us=period_us, fresh=fresh)
                 if not fresh and self._complete_since_us != _FOREVER:
-                    until_us = min(until_us, self._complete_since_us + period_us)
-                return Link(limit, seat, bucket, 0, until_us)
+                    until_us = min(until_us, complete_since_us + period_us)
+                return Link(limit, seat, bucket, 0, until_us, grows)
             case Cycle() as cycle:
                 starts_us, ends_us = bounds(cycle, now_us)
                 until_us, known = min(until_us, ends_us), True
@@ -219,8 +228,8 @@ class LimitBook:
                     known = allowance is not None and now_us < allowance.valid_until_us
                     if allowance is not None and known:
                         amount, until_us = allowance.room, min(until_us, allowance.valid_until_us)
-                bucket = _bucket(limit, f"{bucket_id}|{starts_us}", Kind.COUNTER, amount, fresh=starts_us >= self._complete_since_us, ends_us=ends_us)
-                return Link(limit, seat, bucket, starts_us, until_us, known)
+                bucket = _bucket(limit, f"{bucket_id}|{starts_us}", Kind.COUNTER, amount, fresh=starts_us >= complete_since_us, ends_us=ends_us)
+                return Link(limit, seat, bucket, starts_us, until_us, grows, known)
 
 
 def seat_of(scope: Scope, principal: Principal, session: str) -> str:
