@@ -12,9 +12,10 @@ from tokenweir.limits.bucket import Seed
 from tokenweir.limits.estimate import Estimator
 from tokenweir.limits.grants import Allowance, room
 from tokenweir.limits.limit import Cycle, Grant, Limit, Resource, Scope
+from tokenweir.metering.holding import Asking
 from tokenweir.metering.limit_status import LimitStandings
 from tokenweir.metering.limit_use import UseLookup
-from tokenweir.metering.limiter import Admission, Asking, Limiter
+from tokenweir.metering.limiter import Admission, Limiter
 from tokenweir.metering.waiting import WaitingRoom
 from tokenweir.pricing.rating import ceiling_cost
 from tokenweir.principals import Principal

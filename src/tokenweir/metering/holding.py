@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from tokenweir.errors import StoreUnavailable
 from tokenweir.ledger.entries import Settlement
 from tokenweir.limit_ports import LimitStore
@@ -18,6 +20,7 @@ from tokenweir.limits.bucket import Bucket, Refused, Reserved
 from tokenweir.limits.demand import all_units, units_of
 from tokenweir.limits.estimate import Estimator
 from tokenweir.limits.limit import Resource
+from tokenweir.limits.queue import Priority
 from tokenweir.limits.reservation import extends_from, next_extension
 from tokenweir.metering.local_share import LocalShare
 from tokenweir.money import Nanos
@@ -37,8 +40,19 @@ FLAG_LIMIT_WARNED = "limit_warned"
 FLAG_LIMIT_DOWNGRADED = "limit_downgraded"
 """A limit sent the request on to another model."""
 
-_GROWS = frozenset({Resource.OUTPUT_TOKENS, Resource.TOKENS, Resource.SPEND})
-"""Resources of which a stream uses more the longer it runs."""
+
+class Asking(msgspec.Struct, frozen=True):
+    """A request that asks for room."""
+
+    request_id: str
+    principal: Principal
+    envelope: Envelope
+    session: str
+    priority: Priority
+    ceiling: Usage
+    """The most it can use."""
+    ceiling_nanos: Nanos
+    now_us: Micros
 
 
 class Holder:
@@ -71,42 +85,22 @@ class Held:
     """Room taken for one request, owned by its ticket."""
 
     __slots__ = (
-        "_book_version", "_ceiling_output", "_ended", "_envelope", "_extend_at", "_holder", "_output", "_principal", "_session",
-        "_settlements", "_started_us", "chain", "is_local", "on_no_room", "over", "request_id", "reserved_at_us", "standings", "units",
+        "_asking", "_book_version", "_ended", "_extend_at", "_holder", "_output", "_settlements", "chain", "is_local", "on_no_room", "over",
+        "reserved_at_us", "standings",
     )  # fmt: skip
 
     def __init__(
-        self,
-        holder: Holder,
-        *,
-        request_id: str,
-        principal: Principal,
-        session: str,
-        envelope: Envelope,
-        chain: Chain,
-        units: Sequence[int],
-        reserved: Reserved,
-        expected: Usage,
-        ceiling: Usage,
-        started_us: Micros,
-        reserved_at_us: Micros,
-        is_local: bool,
+        self, holder: Holder, asking: Asking, chain: Chain, reserved: Reserved, *, output: int, reserved_at_us: Micros, is_local: bool
     ) -> None:
+        """`output`: tokens of it that are held."""
         self._holder = holder
-        self._principal = principal
-        self._session = session
-        self._envelope = envelope
+        self._asking = asking
         self._settlements: list[tuple[Settlement, Micros]] = []
         self._ended = False
-        self._started_us = started_us
         self._book_version = holder.book.version
-        self._output = expected.output
-        self._ceiling_output = ceiling.output
-        grows = envelope.stream and not chain.all_strict and any(_grows(link) for link in chain.links)
-        self._extend_at = self._next_look() if grows else _NEVER
-        self.request_id = request_id
+        self._output = output
+        self._extend_at = self._next_look() if chain.grows and asking.envelope.stream else _NEVER
         self.chain = chain
-        self.units = units
         self.reserved_at_us = reserved_at_us
         self.standings = reserved.standings
         """How the buckets stood when the room was taken."""
@@ -121,23 +115,23 @@ class Held:
     def seen(self, output_tokens: int) -> None:
         """The stream has come to so many output tokens, by estimate: hold more if it outgrows what is held. Cheap when it does not."""
         if output_tokens >= self._extend_at:
-            more = next_extension(self._output, output_tokens, self._ceiling_output)
+            more = next_extension(self._output, output_tokens, self._asking.ceiling.output)
             self._output += more or 0
             self._extend_at = self._next_look()
             if more and not self._ended and not self.is_local:
                 self._holder.soon(self, more)
 
     def _next_look(self) -> int:
-        start = extends_from(self._output, self._ceiling_output)
+        start = extends_from(self._output, self._asking.ceiling.output)
         return _NEVER if start is None else start
 
     async def extend(self, tokens: int) -> None:
         """Hold room for so many more output tokens. A store that does not answer does not end a stream."""
-        holder, model = self._holder, self._envelope.model
-        nanos = ceiling_cost(holder.card, model, Usage(output=tokens), at_us=self._started_us, speed=self._envelope.speed)
+        holder, asking = self._holder, self._asking
+        nanos = ceiling_cost(holder.card, asking.envelope.model, Usage(output=tokens), at_us=asking.now_us, speed=asking.envelope.speed)
         units = [_grown(link, tokens, nanos) for link in self.chain.links]
         try:
-            outcome = await holder.store.extend(self.request_id, units, now_us=holder.clock.now_us())
+            outcome = await holder.store.extend(asking.request_id, units, now_us=holder.clock.now_us())
         except StoreUnavailable:
             return
         if isinstance(outcome, Refused) and not self._ended:
@@ -152,10 +146,10 @@ class Held:
         """An attempt of the request was booked, in the cycle in which it began."""
         self._settlements.append((settlement, started_at_us))
         if settlement.certainty is Certainty.EXACT:
-            envelope = self._envelope
+            envelope = self._asking.envelope
             remote = envelope.remote_sources or envelope.server_tools
             learn = self._holder.estimator.learn
-            learn(self._principal.key_id, envelope.model, envelope.text_bytes, envelope.images, settlement.usage, remote=remote)
+            learn(self._asking.principal.key_id, envelope.model, envelope.text_bytes, envelope.images, settlement.usage, remote=remote)
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -184,13 +178,13 @@ class Held:
         else:
             used, also = [self._used(link) for link in self.chain.links], self._also()
         if self.is_local:
-            holder.local.settle(self.request_id, used, now_us=now_us)
+            holder.local.settle(self._asking.request_id, used, now_us=now_us)
         else:
-            holder.store.settle(self.request_id, used, also=also, now_us=now_us)
+            holder.store.settle(self._asking.request_id, used, also=also, now_us=now_us)
 
     def _is_plain(self) -> bool:
         """One attempt, by the model that was asked for, in the cycles it was admitted in, under the limits of then: then every link counts all of it."""
-        book, envelope = self._holder.book, self._envelope
+        book, envelope = self._holder.book, self._asking.envelope
         if len(self._settlements) != 1 or self._book_version != book.version or envelope.other_models:
             return False
         settlement, started_at_us = self._settlements[0]
@@ -208,7 +202,8 @@ class Held:
 
     def _also(self) -> list[tuple[Bucket, int]]:
         """Use of buckets that the hold does not cover: of another model that answered, of a limit that was set since, of the next cycle."""
-        model, chain_ends_us = self._envelope.model, self.chain.valid_until_us
+        asking, chain_ends_us = self._asking, self.chain.valid_until_us
+        model = asking.envelope.model
         same = self._holder.book.same_model
         if not any(not same(one.model, model) or started_at_us >= chain_ends_us for one, started_at_us in self._settlements) and (
             self._book_version == self._holder.book.version
@@ -217,7 +212,7 @@ class Held:
         seen = {bucket.bucket_id for bucket in self.chain.buckets}
         also = []
         for settlement, started_at_us in self._settlements:
-            chain = self._holder.book.chain(self._principal, model, others=(settlement.model,), session=self._session, now_us=started_at_us)
+            chain = self._holder.book.chain(asking.principal, model, others=(settlement.model,), session=asking.session, now_us=started_at_us)
             for link in chain.links:
                 if link.bucket.bucket_id not in seen:
                     seen.add(link.bucket.bucket_id)
@@ -229,11 +224,7 @@ class Held:
 _NEVER = 2**62
 
 
-def _grows(link: Link) -> bool:
-    return not link.limit.strict and link.limit.resource in _GROWS
-
-
 def _grown(link: Link, tokens: int, nanos: Nanos) -> int:
-    if not _grows(link):
+    if not link.grows:
         return 0
     return nanos if link.limit.resource is Resource.SPEND else tokens

@@ -21,8 +21,7 @@ from tokenweir.limits.bucket import NEVER, Kind, Outcome, Refused, Reserved, Sho
 from tokenweir.limits.demand import all_demands
 from tokenweir.limits.estimate import Estimator
 from tokenweir.limits.limit import Action
-from tokenweir.limits.queue import Priority
-from tokenweir.metering.holding import Held, Holder
+from tokenweir.metering.holding import Asking, Held, Holder
 from tokenweir.metering.limit_use import UseLookup
 from tokenweir.metering.local_share import LocalShare
 from tokenweir.metering.waiting import WaitingRoom
@@ -30,28 +29,14 @@ from tokenweir.money import Nanos
 from tokenweir.periods import Micros
 from tokenweir.ports import Clock
 from tokenweir.pricing.rate_card import RateCard
-from tokenweir.pricing.rating import cost_nanos
-from tokenweir.principals import Principal
+from tokenweir.pricing.rating import ceiling_cost
 from tokenweir.telemetry import LIMIT_DECISIONS
-from tokenweir.usage import Metered, Segment, Usage
-from tokenweir.wire.envelope import Envelope
+from tokenweir.usage import Usage
 
+_DECISIONS = LIMIT_DECISIONS.values
+_ADMITTED = ("admitted", "all")
 SEEDINGS_MAX = 3
 """How often a request may find a bucket unknown before it is told that the store cannot be used."""
-
-
-class Asking(msgspec.Struct, frozen=True):
-    """A request that asks for room."""
-
-    request_id: str
-    principal: Principal
-    envelope: Envelope
-    session: str
-    priority: Priority
-    ceiling: Usage
-    """The most it can use."""
-    ceiling_nanos: Nanos
-    now_us: Micros
 
 
 class LimitDenied(msgspec.Struct, frozen=True):
@@ -128,35 +113,33 @@ class Limiter:
         return self._concluded(attempt, outcome)
 
     def _attempt(self, asking: Asking, chain: Chain) -> _Attempt:
-        """What the request will ask for: its ceiling of strict limits, what it will probably use of the others."""
-        expected, expected_nanos = asking.ceiling, asking.ceiling_nanos
-        if not chain.all_strict:
-            expected = self._estimator.expect(asking.principal.key_id, asking.envelope.model, asking.envelope, asking.ceiling)
-            expected_nanos = self._cost(asking, expected) if chain.expects_cost else 0
-        return _Attempt(asking, chain, expected, expected_nanos)
-
-    def _cost(self, asking: Asking, usage: Usage) -> Nanos:
+        """What the request will ask for: its ceiling of strict limits, what it will probably use (at the dearest rates) of the others."""
+        if chain.all_strict:
+            return _Attempt(asking, chain, asking.ceiling, asking.ceiling_nanos)
         envelope = asking.envelope
-        metered = Metered(
-            model=envelope.model,
-            usage=usage,
-            segments=(Segment("message", envelope.model, usage),),
-            speed=envelope.speed,
-            inference_geo=envelope.inference_geo,
-        )
-        return cost_nanos(self._card, metered, at_us=asking.now_us)[0]
+        expected = self._estimator.expect(asking.principal.key_id, envelope.model, envelope, asking.ceiling)
+        nanos = 0
+        if chain.expects_cost:
+            nanos = ceiling_cost(
+                self._card, envelope.model, expected, at_us=asking.now_us, speed=envelope.speed, inference_geo=envelope.inference_geo
+            )
+        return _Attempt(asking, chain, expected, nanos)
 
     # Asking the store.
 
     async def _try(self, attempt: _Attempt) -> Outcome:
         """Ask all limits for room; what the store does not know it is told first. Raises StoreUnavailable."""
         asking = attempt.asking
-        for _ in range(SEEDINGS_MAX):
-            now_us = self._clock.now_us()
+        now_us = asking.now_us
+        for look in range(SEEDINGS_MAX):
+            if look or attempt.tries:
+                now_us = self._clock.now_us()
             if now_us >= attempt.chain.valid_until_us or attempt.chain.unknown:
                 attempt.chain = await self._completed(asking, now_us)
                 attempt.ask(attempt.chain)
             chain = attempt.chain
+            attempt.tries += 1
+            attempt.reserved_at_us = now_us
             try:
                 outcome = await self.store.reserve(asking.request_id, chain.buckets, attempt.units, now_us=now_us)
             except StoreUnavailable:
@@ -184,7 +167,7 @@ class Limiter:
         if isinstance(outcome, Reserved):
             for index in outcome.over:
                 limit = chain.links[index].limit
-                LIMIT_DECISIONS.values["shadow" if limit.shadow else "warned", limit.resource.value] += 1
+                _DECISIONS["shadow" if limit.shadow else "warned", limit.resource.value] += 1
             return self._hold(attempt, outcome)
         assert isinstance(outcome, Refused)  # noqa: S101 - `_try` does not answer Unseeded
         now_us = self._clock.now_us()
@@ -192,27 +175,20 @@ class Limiter:
         link = chain.links[worst.index]
         other = next((chain.links[s.index] for s in outcome.shortages if chain.links[s.index].limit.action is Action.DOWNGRADE), None)
         if other is not None:
-            LIMIT_DECISIONS.values["downgraded", other.limit.resource.value] += 1
+            _DECISIONS["downgraded", other.limit.resource.value] += 1
             return Downgrade(other.limit.downgrade_to, other)
-        LIMIT_DECISIONS.values["refused", link.limit.resource.value] += 1
+        _DECISIONS["refused", link.limit.resource.value] += 1
         return LimitDenied(link, worst, attempt.units[worst.index], now_us, waited)
 
     def _hold(self, attempt: _Attempt, reserved: Reserved) -> Held:
-        asking = attempt.asking
-        LIMIT_DECISIONS.values["admitted", "all"] += 1
+        _DECISIONS[_ADMITTED] += 1
         return Held(
             self._holder,
-            request_id=asking.request_id,
-            principal=asking.principal,
-            session=asking.session,
-            envelope=asking.envelope,
-            chain=attempt.chain,
-            units=attempt.units,
-            reserved=reserved,
-            expected=attempt.expected,
-            ceiling=asking.ceiling,
-            started_us=asking.now_us,
-            reserved_at_us=self._clock.now_us(),
+            attempt.asking,
+            attempt.chain,
+            reserved,
+            output=attempt.expected.output,
+            reserved_at_us=attempt.reserved_at_us,
             is_local=attempt.is_local,
         )
 
@@ -244,12 +220,14 @@ class Limiter:
 class _Attempt:
     """One request on its way through admission: its chain may have to be made anew when a cycle ends while it waits."""
 
-    __slots__ = ("_demands", "asking", "chain", "expected", "is_local", "units")
+    __slots__ = ("_demands", "asking", "chain", "expected", "is_local", "reserved_at_us", "tries", "units")
 
     def __init__(self, asking: Asking, chain: Chain, expected: Usage, expected_nanos: Nanos) -> None:
         self.asking = asking
         self.expected = expected
         self.is_local = False
+        self.tries = 0
+        self.reserved_at_us = asking.now_us
         self._demands = all_demands(asking.ceiling, asking.ceiling_nanos) + all_demands(expected, expected_nanos)
         self.ask(chain)
 

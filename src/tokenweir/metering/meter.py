@@ -17,8 +17,8 @@ from msgspec.structs import replace
 
 from tokenweir.ledger.entries import FLAG_UNPRICED, Intent, Settlement
 from tokenweir.limits.queue import Priority
-from tokenweir.metering.holding import Held
-from tokenweir.metering.limiter import Asking, Downgrade, LimitDenied, Limiter
+from tokenweir.metering.holding import Asking, Held
+from tokenweir.metering.limiter import Downgrade, LimitDenied, Limiter
 from tokenweir.money import Nanos
 from tokenweir.periods import Micros
 from tokenweir.ports import Clock
