@@ -238,3 +238,13 @@ def test_an_expired_one_that_is_trying_keeps_its_place_and_is_told_of_no_more():
     assert queue.head().waiter_id == 1
     assert queue.next_deadline_us() == 200
     assert queue.expire(150) == []
+
+
+def test_deadlines_of_those_that_left_do_not_pile_up_behind_one_that_stays():
+    queue = Queue(length_max=10, length_per_key_max=10)
+    queue.add(Waiter(1, "a", "normal", 1))
+    for number in range(2, 2_000):
+        queue.add(Waiter(number, "a", "normal", number))
+        (queue.serve if number % 2 else queue.remove)(number)
+    assert len(queue._deadlines) < 20
+    assert queue.next_deadline_us() == 1

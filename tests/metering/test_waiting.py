@@ -370,6 +370,8 @@ def test_a_place_that_was_called_when_the_room_closed_is_not_called_any_more():
 
     scene = played(body)
     assert set(scene.ends.values()) == {"closed"}
+    assert [name for _, name in scene.tries] == ["0"]
+    assert scene.free == 1
 
 
 def test_the_report_has_percentiles_by_limit_over_the_last_minutes():
