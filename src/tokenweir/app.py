@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from tokenweir.storage.limit_memory import MemoryLimitStore
 from tokenweir.storage.provider_models import SqlProviderModels
 from tokenweir.storage.secrets import PEPPER_FILE, SEAL_FILE, FileVault, configured_key, header_safe, open_vault, read_private, secrets_dir
 from tokenweir.storage.telemetry_sums import SqlTelemetrySums
+from tokenweir.telemetry import log
 
 RATES_FILE = "rates.json"
 """The rate card: the built-in one in its package, and the one in the data directory that `prices update` stored."""
@@ -273,7 +275,14 @@ def open_limit_store(settings: Settings, *, owner: str) -> LimitStore:
         return MemoryLimitStore(owner)
     from tokenweir.storage.limit_valkey import ValkeyLimitStore  # noqa: PLC0415 - what it needs is an extra
 
-    return ValkeyLimitStore(settings.limits, owner=owner)
+    return ValkeyLimitStore(settings.limits, owner=owner, on_change=_note_limit_store)
+
+
+def _note_limit_store(answers: bool, why: str) -> None:
+    if answers:
+        log(logging.INFO, "limit_store_back")
+    else:
+        log(logging.WARNING, "limit_store_unavailable", error=why)
 
 
 def open_ledger_use(

@@ -208,7 +208,7 @@ async def _serve(settings: Settings, listener: socket.socket, announce: Announce
     server = _make_server(settings, gateway, passages, mint_request_id)
     try:
         await authenticator.load()
-        await limits.start(authenticator.principals())
+        await limits.start(authenticator.principals)
         await upstream.start()
         write_control(settings.data_dir, control)
         async with asyncio.TaskGroup() as tasks:

@@ -124,6 +124,8 @@ Event: TypeAlias = Literal[
     "limits_unread",  # what was used of limits, or corrected since, could not be read; fields: error
     "store_unavailable",  # the worker cannot reach the database; fields: error
     "store_back",  # and now it can
+    "limit_store_unavailable",  # the shared store of limits does not answer: budgets refuse, rates fall to a share; fields: error
+    "limit_store_back",  # it answers (also once at the start)
     "holds_ended",  # what a dead gateway held of limits was settled by the ledger; fields: count, writer
     "holds_not_ended",  # the store of limits does not answer, so what a dead gateway holds stays held for now; fields: error, writer
     "attempts_recovered",  # attempts of a dead gateway booked at their ceiling; fields: count, writer

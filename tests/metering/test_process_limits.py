@@ -89,7 +89,7 @@ async def test_it_begins_with_what_was_used(limits):
     """Before the first request every counter knows what the ledger knows."""
     made, _ = limits
     made.take([record(limit("a", "requests", 5))], whole=True)
-    await made.start([RED])
+    await made.start(lambda: [RED])
     assert await used(made) == {"a": 4}
 
 
@@ -97,7 +97,7 @@ async def test_a_correction_of_the_ledger_reaches_the_counters(limits):
     """What an operator adjusts is what limits show, once."""
     made, books = limits
     made.take([record(limit("spend", "spend", 10**12)), record(limit("blue", "spend", 5, team="team_blue"))], whole=True)
-    await made.start([RED])
+    await made.start(lambda: [RED])
     following = asyncio.ensure_future(made.follow())
     books.corrections.append(Use("adj", START_US, START_US, "org", "team_red", "key_1", "claude-sonnet-5-5", "", Sums(cost_nanos=-3)))
     await spent(made, 1)
@@ -109,7 +109,7 @@ async def test_a_ledger_that_is_down_is_asked_again(limits):
     """Corrections are heard when it is back."""
     made, books = limits
     made.take([record(limit("spend", "spend", 10**12))], whole=True)
-    await made.start([RED])
+    await made.start(lambda: [RED])
     books.fails = True
     following = asyncio.ensure_future(made.follow())
     await asyncio.sleep(0.01)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
 from tokenweir.errors import TokenweirError
@@ -46,7 +46,7 @@ class ProcessLimits:
     ) -> None:
         self.book = LimitBook(canonical=names.resolve, complete_since_us=None if store.shared else clock.now_us())
         self.room = WaitingRoom(clock)
-        self._principals: Sequence[Principal] = ()
+        self._principals: Callable[[], Sequence[Principal]] = tuple
         self._store = store
         self._clock = clock
         self._lookup = UseLookup(use, self.book)
@@ -69,11 +69,11 @@ class ProcessLimits:
             live = [(record.limit, record.grants) for record in records if record.removed_at_us is None]
             self.book.update(live, [record.limit.limit_id for record in records if record.removed_at_us is not None], whole=whole)
 
-    async def start(self, principals: Sequence[Principal]) -> None:
-        """Count what was used before. What cannot be read now is read when the first request needs it."""
+    async def start(self, principals: Callable[[], Sequence[Principal]]) -> None:
+        """Count what was used before. What cannot be read now is read when the first request needs it. `principals` tells who may call now."""
         self._principals = principals
         try:
-            await self.standings.report(principals, waits={}, now_us=self._clock.now_us())
+            await self.standings.report(principals(), waits={}, now_us=self._clock.now_us())
         except TokenweirError as error:
             log(logging.WARNING, "limits_unread", error=error.code)
 
@@ -96,7 +96,7 @@ class ProcessLimits:
 
     def _charges(self, use: Use) -> list[tuple[Bucket, int]]:
         """What a correction changes of which counters: those of the cycle in which the corrected attempt began."""
-        known = next((one for one in self._principals if one.key_id == use.key_id), None)
+        known = next((one for one in self._principals() if one.key_id == use.key_id), None)
         principal = known or Principal(use.organization_id, use.team_id, use.key_id, "", "", "")
         charges = []
         for limit in self.book.met(principal, use.session_id):
