@@ -156,8 +156,9 @@ class Trial:
 
     def settle(self, hold_id: str, used: Sequence[int]) -> None:
         holding = self.open.pop(hold_id)
-        for times in range(2):
-            self.engine.settle(hold_id, used if times == 0 else (), now_us=self.at_us)
+        self.engine.settle(hold_id, used, now_us=self.at_us)
+        if self.count % 4 == 0:
+            self.engine.settle(hold_id, used, now_us=self.at_us)
         for model, units in zip(holding.models, used, strict=True):
             model.held.pop(hold_id, None)
             if units:
@@ -356,7 +357,7 @@ def run_history(seed: int, decisions: int) -> Trial:
     while trial.decisions < decisions:
         kind = chance.random()
         trial.advance(any_step(chance))
-        if kind < 0.62:
+        if kind < 0.66:
             places = [(index, chance.one(SEATS[: 1 + index])) for index in range(len(rules)) if chance.random() < 0.8]
             # Mostly about as much as there is room for: at the edge is where decisions go wrong.
             units = [chance.below(1 + max(1, rules[index].room // chance.one((1, 2, 5)))) for index, _ in places]
@@ -365,17 +366,17 @@ def run_history(seed: int, decisions: int) -> Trial:
                 for by_us in (trial.wait_us - 1, 1):
                     trial.advance(by_us)
                     trial.reserve(places, units)
-        elif kind < 0.7 and trial.open:
+        elif kind < 0.74 and trial.open:
             hold_id = chance.one(list(trial.open))
             trial.extend(hold_id, [0 if bucket.taken else chance.below(3) for bucket in trial.open[hold_id].buckets])
-        elif kind < 0.95 and trial.open:
-            hold_id = next(iter(trial.open)) if kind < 0.85 else chance.one(list(trial.open))
+        elif kind < 0.96 and trial.open:
+            hold_id = next(iter(trial.open)) if kind < 0.88 else chance.one(list(trial.open))
             trial.settle(hold_id, any_use(chance, trial, hold_id))
-        elif kind < 0.97:
+        elif kind < 0.98:
             trial.to_edge(chance.below(len(rules)), chance.one((-1, 0, 0, 1)))
         elif not strict:
             index = chance.below(len(rules))
-            if kind < 0.985:
+            if kind < 0.99:
                 trial.charge((index, ""), chance.below(7) - 3)
             else:
                 trial.change(index, chance.one((0, 1, 5, 20, 1000)), chance.one((1, 3, 60, 1000)))
