@@ -288,14 +288,33 @@ def test_requests_wait_in_order_and_get_in_or_are_refused_at_their_deadline(book
 
 
 def test_keys_take_turns_and_high_ones_go_first(books):
-    """While A runs, three of key_1 come, then one of key_2 and one of a key that goes first: it gets in first, then the two take turns."""
+    """A runs for 8 s, each other for 2. Three of key_1 come at 1, 2 and 3, one of key_2 at 4, one of a key that goes first at 5.
+
+    They get in at 8 (high), 10 (key_1), 12 (key_2), 14 and 16 (key_1): the last waited 13 s. In the order they came, nobody would have waited more than 12.
+    """
     names = [("key_0", 0), ("key_1", 1), ("key_1", 2), ("key_1", 3), ("key_2", 4), ("key_3", 5)]
     entries = [sent(n, at_s, lasts_s=8 if n == 0 else 2, key_id=key_id) for n, (key_id, at_s) in enumerate(names)]
-    limits = [on("one", "concurrency", 1, action=Action.QUEUE, queue_ms=8_000)]
+    limits = [on("one", "concurrency", 1, action=Action.QUEUE, queue_ms=20_000)]
     report = books(entries, limits, keys=[key("key_3", priority="high")])
-    # 8: key_3, 10: key_1, 12: key_2's deadline at the instant it would get in, 12: key_1's has passed.
-    assert decided(report, "one") == {"admitted": 3, "refused": 3, "refused_after_waiting": 3, "waited": 2}
-    assert [one.key_id for one in of(report, "one").keys] == ["key_1", "key_2"]
+    assert decided(report, "one") == {"admitted": 6, "waited": 5}
+    found = of(report, "one")
+    assert (found.wait_us_total, found.wait_us_max) == (45 * SECOND_US, 13 * SECOND_US)
+
+
+def test_who_gives_up_at_the_instant_room_is_given_back_still_gets_it(books):
+    """The gateway looks a last time before it refuses."""
+    limits = [on("one", "concurrency", 1, action=Action.QUEUE, queue_ms=4_000)]
+    report = books([sent(1, 0, lasts_s=5), sent(2, 1), sent(3, 0.5)], limits)
+    assert decided(report, "one") == {"admitted": 2, "refused": 1, "refused_after_waiting": 1, "waited": 1}
+    assert of(report, "one").first.request_id == "req_tw_3"
+
+
+def test_a_line_that_is_full_refuses_at_once(books):
+    """A hundred of one key wait, and no more."""
+    limits = [on("one", "concurrency", 1, action=Action.QUEUE, queue_ms=600_000)]
+    report = books([sent(n, 0 if n == 0 else 1, lasts_s=500) for n in range(103)], limits)
+    assert decided(report, "one") == {"admitted": 2, "refused": 101, "refused_after_waiting": 101, "waited": 1}
+    assert of(report, "one").first.at_us == FROM + SECOND_US
 
 
 def test_a_rate_that_queues_lets_in_when_enough_has_leaked(books):

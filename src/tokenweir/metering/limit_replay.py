@@ -328,7 +328,7 @@ class _Run:
         key_id, bucket_id = request.who.key_id, link.bucket.bucket_id
         line = self._lines.get(bucket_id) or Queue(length_max=LINE_MAX, length_per_key_max=LINE_PER_KEY_MAX)
         if not line.add(Waiter(self._number, key_id, self._counting.priority(key_id), request.until_us)):
-            self._refuse(request, [link.limit], waited=True)
+            self._last_look(request, bucket_id)
             return
         self._lines[bucket_id] = line
         self._waiting[self._number] = request
@@ -347,10 +347,8 @@ class _Run:
         line = self._lines.get(bucket_id)
         if line is None:
             return
-        limit_id = bucket_id.partition("|")[0]
         for waiter in line.expire(self._now_us):
-            request = self._waiting.pop(waiter.waiter_id)
-            self._refuse(request, request.short or [self.tallies[limit_id].limit], waited=True)
+            self._last_look(self._waiting.pop(waiter.waiter_id), bucket_id)
         while (head := line.head()) is not None:
             request = self._waiting[head.waiter_id]
             outcome = self._try(request)
@@ -361,8 +359,7 @@ class _Run:
             del self._waiting[head.waiter_id]
             if isinstance(outcome, Reserved):
                 line.serve(head.waiter_id)
-                self.tallies[limit_id].waits(self._now_us - request.since_us)
-                self._admit(request)
+                self._waited_for(request, bucket_id)
                 continue
             line.remove(head.waiter_id)
             if queued is not None:
@@ -370,6 +367,20 @@ class _Run:
             else:
                 self._decide(request)
         self._lines.pop(bucket_id, None)
+
+    def _last_look(self, request: Request, bucket_id: str) -> None:
+        """It waits no longer; it is told how the limits stand now, which may be that there is room."""
+        outcome = self._try(request)
+        if isinstance(outcome, Reserved):
+            self._waited_for(request, bucket_id)
+        elif any(limit.action is Action.DOWNGRADE for limit in request.short):
+            self._decide(request)
+        else:
+            self._refuse(request, request.short, waited=True)
+
+    def _waited_for(self, request: Request, bucket_id: str) -> None:
+        self.tallies[bucket_id.partition("|")[0]].waits(self._now_us - request.since_us)
+        self._admit(request)
 
 
 def _all_queue(chain: Chain, refused: Refused) -> tuple[Link, int] | None:
