@@ -176,6 +176,16 @@ async def test_a_key_made_a_moment_ago_works_at_once(scene):
     assert (await scene.ask(token)).principal.key_id == f"key_{token[3:15]}"
 
 
+async def test_a_crowd_with_one_new_key_is_let_in_and_counts_as_one_guess(scene):
+    """Somebody makes a key and starts two hundred workers with it: no throttle for guessers may meet them."""
+    await scene.authenticator.load()
+    token = new_token()
+    scene.feed.accept(grant_for(token))
+    found = await asyncio.gather(*(scene.ask(token) for _ in range(200)))
+    assert len(found) == 200
+    assert not scene.authenticator._sought
+
+
 async def test_a_key_made_while_a_read_is_under_way_works_at_once_too(scene):
     """A miss is answered by a read that began after it, never by one that may have looked before the key was there."""
     await scene.authenticator.load()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -75,6 +76,8 @@ class Authenticator:
         self._running: asyncio.Future[_Read] | None = None
         self._started_ns = -REFRESH_SPACING_NS
         self._misses = _Misses()
+        self._sought: Counter[bytes] = Counter()
+        """Unknown keys that are being looked for, and by how many requests."""
         # One thread: a directory that hangs holds up one read, never the threads that others use.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="directory")
 
@@ -148,14 +151,21 @@ class Authenticator:
         if not key_tokens.check(token):
             telemetry.REFUSED_KEYS.labels("malformed").inc()
             raise Unauthenticated(MALFORMED)
-        if not self._misses.allow(address, self._clock.monotonic_ns()):
+        # A crowd that comes with one new key is one guess, however many they are: who guesses has another key each time.
+        guess = self._digest(token)
+        if guess not in self._sought and not self._misses.allow(address, self._clock.monotonic_ns()):
             telemetry.REFUSED_KEYS.labels("throttled").inc()
             raise Unauthenticated(NOT_ACCEPTED)
+        self._sought[guess] += 1
         try:
             async with asyncio.timeout(REFRESH_WAIT_SECONDS):
                 known = await self._refresh()
         except TimeoutError:
             known = False
+        finally:
+            self._sought[guess] -= 1
+            if not self._sought[guess]:
+                del self._sought[guess]
         if not known:
             raise StoreUnavailable("this key is not among the known ones, and the database cannot be asked for newer ones now")
         held = self._lookup(token)
