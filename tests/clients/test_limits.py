@@ -69,6 +69,7 @@ class Stage:
     keys: dict[str, str] = field(default_factory=dict)
     """Secrets by name."""
     ids: dict[str, str] = field(default_factory=dict)
+    limits: list[str] = field(default_factory=list)
     answered_before: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -84,7 +85,13 @@ class Stage:
         """A limit on a key, by its name; or on `--team` or `--org`."""
         scope = {"--org": ["--org", "--organization", self.organization], "--team": ["--team", self.organization]}
         chosen = scope.get(whose) or ["--key", self.ids[whose]]
-        self.weir.command("limit", "set", *chosen, *options, "--name", name, "--contact", CONTACT)
+        made = self.weir.command("limit", "set", *chosen, *options, "--name", name, "--contact", CONTACT)
+        self.limits.append(made["id"])
+
+    def in_force(self) -> Stage:
+        """As soon as the gateway knows of all limits; asking it how they stand waits for that."""
+        self.weir.command("limit", "status", *self.limits)
+        return self
 
     def status(self, *names: str) -> dict[str, dict[str, Any]]:
         """How these limits stand."""
@@ -122,7 +129,7 @@ def plays(stage) -> Stage:
         stage.key(play.__name__, *(("--model", "claude-haiku-*") if play.__name__ == "model" else ()))
     for name, options in LIMITS.items():
         stage.limit(name, name, *options)
-    return stage
+    return stage.in_force()
 
 
 # The plays, with each client.
@@ -240,7 +247,7 @@ def judge_large(play: dict[str, Any]) -> None:
     assert (statuses(play), errors(play), play["waits"]) == ([429], ["RateLimitError"], [])
     assert play["endings"][0]["type"] == "rate_limit_error"
     assert re.match(
-        r"Tokenweir: large: the limit is 100 output tokens per \S+, this request alone may need 400 output tokens · what would fit: ",
+        r"Tokenweir: large: 0 of 100 output tokens used per \S+ · this request alone may need 400 output tokens, more than the whole limit · what would fit: ",
         play["endings"][0]["message"],
     ), play["endings"][0]["message"]
     assert "retry-after" not in play["answers"][0]["headers"]
@@ -292,7 +299,7 @@ def reader(stage) -> Stage:
     stage.limit("words", "reader", "--resource", "input_tokens", "--amount", "9000", "--window", "rolling:30d")
     stage.limit("words at all", "--team", "--resource", "input_tokens", "--amount", "90000", "--window", "rolling:30d")
     stage.limit("seen only", "reader", "--resource", "spend", "--amount", "0.000001", "--window", "day", "--shadow")
-    return stage
+    return stage.in_force()
 
 
 def standings(stage: Stage) -> dict[str, dict[str, Any]]:
@@ -389,7 +396,7 @@ def test_who_has_no_limit_is_told_of_none(stage):
     key = stage.key("free")
     stage.key("other")
     stage.limit("theirs", "other", "--resource", "spend", "--amount", "1", "--window", "month")
-    play = limited_session.Play(stage.url, key)
+    play = limited_session.Play(stage.in_force().url, key)
     play.create(limited_session.ask("output=5"))
     (answer,) = play.seen["answers"]
     assert answer["status"] == 200
@@ -405,7 +412,7 @@ def test_hostile_names_stay_in_the_sentence(stage):
     key = stage.key("reader")
     name = 'tide ü 🦅 "}}, x-should-retry: true %s'
     stage.limit(name, "reader", "--resource", "requests", "--amount", "1", "--window", "day")
-    play = limited_session.Play(stage.url, key)
+    play = limited_session.Play(stage.in_force().url, key)
     play.create(*[limited_session.ask("output=5")] * 2)
     assert statuses(play.seen) == [200, 429]
     assert play.seen["answers"][1]["headers"]["x-should-retry"] == "false"

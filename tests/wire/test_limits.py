@@ -298,11 +298,11 @@ def test_concurrency_asks_to_come_back_soon():
 @pytest.mark.parametrize(("rate", "error_type"), [(True, "rate_limit_error"), (False, "billing_error")])
 @pytest.mark.parametrize(("fits", "sentence"), [(None, "a smaller max_tokens or a shorter prompt"), (4_100, "max_tokens 4,100")])
 def test_what_can_never_fit_says_what_would(rate, error_type, fits, sentence):
-    words = LimitWords("lim_7", "small", "0", "10.00", "USD", "this month", asked="12.80")
+    words = LimitWords("lim_7", "small", "9.10", "10.00", "USD", "this month", held="0.20", asked="12.80")
     fault = too_large_refusal(words, rate=rate, max_tokens_fits=fits)
     assert (fault.status, fault.error_type, fault.headers) == (429, error_type, ((b"x-should-retry", b"false"),))
     assert fault.message == (
-        "Tokenweir: small: the limit is 10.00 USD this month, this request alone may need 12.80 USD"
+        "Tokenweir: small: 9.10 of 10.00 USD used (0.20 held) this month · this request alone may need 12.80 USD, more than the whole limit"
         f" · what would fit: {sentence} · ask for more: tokenweir request create --limit lim_7"
     )
 
@@ -311,7 +311,7 @@ def test_a_limit_of_nothing_gives_no_false_hope():
     fault = too_large_refusal(LimitWords("lim_0", "closed", "0", "0", "requests", "today"), rate=False)
     assert (
         fault.message
-        == "Tokenweir: closed: the limit is 0 requests today, which no request fits · ask for more: tokenweir request create --limit lim_0"
+        == "Tokenweir: closed: 0 of 0 requests used today · no request fits this limit · ask for more: tokenweir request create --limit lim_0"
     )
     assert fault.headers == ((b"x-should-retry", b"false"),)
 

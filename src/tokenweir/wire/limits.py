@@ -240,13 +240,12 @@ def too_large_refusal(words: LimitWords, *, rate: bool, max_tokens_fits: int | N
     `rate`: of a rolling limit. `max_tokens_fits`: the largest max_tokens with which the same request would fit; None if there is none, or nobody knows.
     The unified headers are left out: the budget is not used up, and a smaller request passes.
     """
-    whole = " ".join(filter(None, (f"the limit is {_plain(words.amount)} {_plain(words.unit)}", _plain(words.period))))
+    told = _use(msgspec.structs.replace(words, asked=""), "used")
     if words.asked:
-        size = f"{whole}, this request alone may need {_plain(words.asked)} {_plain(words.unit)}"
         hint = "a smaller max_tokens or a shorter prompt" if max_tokens_fits is None else f"max_tokens {max_tokens_fits:,}"
-        told = f"{size} · what would fit: {hint}"
+        told += f" · this request alone may need {_plain(words.asked)} {_plain(words.unit)}, more than the whole limit · what would fit: {hint}"
     else:
-        told = f"{whole}, which no request fits"
+        told += " · no request fits this limit"
     message = f"{OURS}{_name(words)}: {told} · {_ask(words)}"
     return Fault(429, "rate_limit_error" if rate else "billing_error", message, (_NO_RETRY, *rate_headers(rates)))
 
@@ -257,10 +256,13 @@ def unreadable_budget() -> Fault:
 
 
 def _sentence(words: LimitWords, done: str, ending: str, *, waited: bool) -> str:
-    amount = f"{_plain(words.used)} of {_plain(words.amount)} {_plain(words.unit)}"
-    use = " ".join(filter(None, (amount, done, _brackets(words), _plain(words.period))))
     queue = "no room came while it was queued" if waited else ""
-    return f"{OURS}{_name(words)}: " + " · ".join(filter(None, (use, ending, queue, _ask(words))))
+    return f"{OURS}{_name(words)}: " + " · ".join(filter(None, (_use(words, done), ending, queue, _ask(words))))
+
+
+def _use(words: LimitWords, done: str) -> str:
+    amount = f"{_plain(words.used)} of {_plain(words.amount)} {_plain(words.unit)}"
+    return " ".join(filter(None, (amount, done, _brackets(words), _plain(words.period))))
 
 
 def _brackets(words: LimitWords) -> str:
