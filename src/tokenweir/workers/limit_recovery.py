@@ -84,6 +84,8 @@ class LimitRecovery:
                 for hold, used, also in self._settlements(holds):
                     store.settle(hold.hold_id, used, also=also, now_us=self._clock.now_us())
                 await store.settled()
+                if await store.holds(owner):
+                    raise StoreUnavailable("somebody else opened the store of limits in the name of the same gateway")
             return len(holds)
         finally:
             await store.close()
