@@ -56,6 +56,7 @@ class Server:
                 time.sleep(0.025)
             else:
                 return
+        self.kill()
         raise RuntimeError("the server did not start")
 
     def ask(self, *words: str) -> bytes:
@@ -106,4 +107,4 @@ def shared_server() -> Server:
 
 def limit_settings(server: Server, **more: Any) -> LimitSettings:
     """Settings with that server, and a prefix that nobody else's keys have."""
-    return LimitSettings(**{"store_url": server.url, "store_prefix": f"t{uuid.uuid4().hex}"} | more)
+    return LimitSettings(**{"store_url": server.url, "store_prefix": f"t{uuid.uuid4().hex}", "store_timeout_ms": 400} | more)

@@ -37,8 +37,10 @@ async def memory() -> AsyncIterator[LimitStore]:
 @contextlib.asynccontextmanager
 async def valkey() -> AsyncIterator[LimitStore]:
     store = ValkeyLimitStore(limit_settings(shared_server(), store_timeout_ms=5_000), owner=OWNER)
-    yield store
-    await store.close()
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 STORES = [
