@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from metering.limit_desk import BLUE, MODEL, RED, START_US, Desk, limit, settled
-from tokenweir.errors import StoreUnavailable
+from tokenweir.errors import ShuttingDown, StoreUnavailable
 from tokenweir.limits.bucket import NEVER
 from tokenweir.limits.limit import Action, Cycle, Grant, Rolling
 from tokenweir.metering.holding import Held
@@ -276,3 +276,56 @@ async def test_who_comes_later_does_not_overtake(desks):
     assert not second.done()
     admitted.end()
     assert isinstance(await second, Held)
+
+
+async def test_a_limit_that_is_raised_or_removed_lets_in_who_waits(desks):
+    """Whoever waits is judged by the limits as they are when its turn comes."""
+    for changed in ([(slots(2), ())], []):
+        desks.append(desk := Desk(slots(1)))
+        await desk.admit()
+        waiting = asyncio.ensure_future(desk.admit())
+        await waiting_for_room(desk)
+        desk.book.update(changed, [] if changed else ["slots"])
+        desk.room.news("slots|")
+        assert isinstance(await waiting, Held)
+
+
+async def test_a_limit_that_is_set_meanwhile_is_met_by_who_waits(desks):
+    """A budget of nothing that appears while somebody queues refuses it when its turn comes."""
+    desks.append(desk := Desk(slots(1)))
+    held = await desk.admit()
+    waiting = asyncio.ensure_future(desk.admit())
+    await waiting_for_room(desk)
+    desk.book.update([(limit("none", "requests", 0), ())])
+    held.end()  # type: ignore[union-attr]
+    denied = await waiting
+    assert isinstance(denied, LimitDenied)
+    assert denied.link.limit.limit_id == "none"
+
+
+async def test_a_full_line_sends_away_without_a_try(desks):
+    """Who finds no place in the line may not slip through in front of it."""
+    desks.append(desk := Desk(slots(1)))
+    held = await desk.admit()
+    waiting = [asyncio.ensure_future(desk.admit()) for _ in range(100)]
+    await waiting_for_room(desk)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    held.end()  # type: ignore[union-attr]
+    denied = await desk.admit()
+    assert isinstance(denied, LimitDenied)
+    assert denied.waited
+    for one in waiting:
+        one.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_a_room_that_closes_is_no_fault_of_the_caller(desks):
+    """At shutdown who waits is told to come back, not that it used too much."""
+    desks.append(desk := Desk(slots(1)))
+    await desk.admit()
+    waiting = asyncio.ensure_future(desk.admit())
+    await waiting_for_room(desk)
+    desk.room.close()
+    with pytest.raises(ShuttingDown):
+        await waiting

@@ -14,10 +14,10 @@ from typing import TypeAlias
 
 import msgspec
 
-from tokenweir.errors import StoreUnavailable
+from tokenweir.errors import ShuttingDown, StoreUnavailable
 from tokenweir.limit_ports import LimitStore
 from tokenweir.limits.book import Chain, LimitBook, Link
-from tokenweir.limits.bucket import NEVER, Kind, Outcome, Refused, Reserved, Shortage, Unseeded
+from tokenweir.limits.bucket import NEVER, Kind, Outcome, Refused, Reserved, Shortage, Standing, Unseeded
 from tokenweir.limits.demand import all_demands
 from tokenweir.limits.estimate import Estimator
 from tokenweir.limits.limit import Action
@@ -115,7 +115,7 @@ class Limiter:
     def _attempt(self, asking: Asking, chain: Chain) -> _Attempt:
         """What the request will ask for: its ceiling of strict limits, what it will probably use (at the dearest rates) of the others."""
         if chain.all_strict:
-            return _Attempt(asking, chain, asking.ceiling, asking.ceiling_nanos)
+            return _Attempt(asking, chain, self.book.version, asking.ceiling, asking.ceiling_nanos)
         envelope = asking.envelope
         expected = self._estimator.expect(asking.principal.key_id, envelope.model, envelope, asking.ceiling)
         nanos = 0
@@ -123,7 +123,7 @@ class Limiter:
             nanos = ceiling_cost(
                 self._card, envelope.model, expected, at_us=asking.now_us, speed=envelope.speed, inference_geo=envelope.inference_geo
             )
-        return _Attempt(asking, chain, expected, nanos)
+        return _Attempt(asking, chain, self.book.version, expected, nanos)
 
     # Asking the store.
 
@@ -134,9 +134,8 @@ class Limiter:
         for look in range(SEEDINGS_MAX):
             if look or attempt.tries:
                 now_us = self._clock.now_us()
-            if now_us >= attempt.chain.valid_until_us or attempt.chain.unknown:
-                attempt.chain = await self._completed(asking, now_us)
-                attempt.ask(attempt.chain)
+            if now_us >= attempt.chain.valid_until_us or attempt.chain.unknown or attempt.book_version != self.book.version:
+                attempt.ask(await self._completed(asking, now_us), self.book.version)
             chain = attempt.chain
             attempt.tries += 1
             attempt.reserved_at_us = now_us
@@ -200,8 +199,8 @@ class Limiter:
             return None
         return next((link for link in chain.links if link.limit.action is Action.QUEUE and self.room.has_waiters(link.bucket.bucket_id)), None)
 
-    async def _wait(self, attempt: _Attempt, link: Link, wait_us: int) -> Admission:
-        """Wait for one's turn, and try again, until there is room or the deadline of the limit has passed."""
+    async def _wait(self, attempt: _Attempt, link: Link, wait_us: int, refused: Refused | None = None) -> Admission:
+        """Wait for one's turn, and try again, until there is room or the deadline of the limit has passed. `refused`: what the first try was told."""
         asking = attempt.asking
         until_us = self._clock.now_us() + link.limit.queue_ms * 1_000
         with self.room.place(key_id=asking.principal.key_id, priority=asking.priority) as place:
@@ -212,38 +211,50 @@ class Limiter:
                     if isinstance(outcome, Reserved):
                         place.admitted()
                     return self._concluded(attempt, outcome, waited=True)
-                link, wait_us = queued
-        # There was no turn with room for it: what it is told now is how the limits stand now.
-        return self._concluded(attempt, await self._try(attempt), waited=True)
+                link, wait_us, refused = queued
+            if place.ended == "closed":
+                raise ShuttingDown
+        return await self._sent_away(attempt, link, refused)
+
+    async def _sent_away(self, attempt: _Attempt, link: Link, refused: Refused | None) -> Admission:
+        """There was no room in time, or no place in the line. It is told how the limit stands; trying once more would be overtaking those who wait."""
+        if refused is not None:
+            return self._concluded(attempt, refused, waited=True)
+        _DECISIONS["refused", link.limit.resource.value] += 1
+        now_us = self._clock.now_us()
+        (standing,) = await self.store.standings([link.bucket], now_us=now_us)
+        index = attempt.chain.links.index(link) if link in attempt.chain.links else 0
+        return LimitDenied(link, Shortage(index, standing or Standing(), 0), attempt.units[index], now_us, waited=True)
 
 
 class _Attempt:
     """One request on its way through admission: its chain may have to be made anew when a cycle ends while it waits."""
 
-    __slots__ = ("_demands", "asking", "chain", "expected", "is_local", "reserved_at_us", "tries", "units")
+    __slots__ = ("_demands", "asking", "book_version", "chain", "expected", "is_local", "reserved_at_us", "tries", "units")
 
-    def __init__(self, asking: Asking, chain: Chain, expected: Usage, expected_nanos: Nanos) -> None:
+    def __init__(self, asking: Asking, chain: Chain, book_version: int, expected: Usage, expected_nanos: Nanos) -> None:
         self.asking = asking
         self.expected = expected
         self.is_local = False
         self.tries = 0
         self.reserved_at_us = asking.now_us
         self._demands = all_demands(asking.ceiling, asking.ceiling_nanos) + all_demands(expected, expected_nanos)
-        self.ask(chain)
+        self.ask(chain, book_version)
 
-    def ask(self, chain: Chain) -> None:
-        """From now on of this chain."""
+    def ask(self, chain: Chain, book_version: int) -> None:
+        """From now on of this chain, made from that version of the book."""
         self.chain = chain
+        self.book_version = book_version
         demands = self._demands
         self.units = [demands[place] for place in chain.asks]
 
 
-def _all_queue(chain: Chain, refused: Refused) -> tuple[Link, int] | None:
-    """The limit to wait for, and how long at least, if all that have no room let requests wait and will have room one day."""
+def _all_queue(chain: Chain, refused: Refused) -> tuple[Link, int, Refused] | None:
+    """The limit to wait for, how long at least, and what was said, if all that have no room let requests wait and will have room one day."""
     shortages: Sequence[Shortage] = refused.shortages
     if any(shortage.wait_us == NEVER or chain.links[shortage.index].limit.action is not Action.QUEUE for shortage in shortages):
         return None
-    return chain.links[shortages[0].index], max(shortage.wait_us for shortage in shortages)
+    return chain.links[shortages[0].index], max(shortage.wait_us for shortage in shortages), refused
 
 
 def _wait_us(link: Link, shortage: Shortage, now_us: Micros) -> int:
