@@ -149,12 +149,14 @@ def test_a_file_can_come_from_standard_input(run, file, tmp_path):
     ],
 )
 @pytest.mark.parametrize("command", ["plan", "apply"])
-def test_what_is_wrong_with_a_file_is_said_with_its_name(run, file, command, content, said):
-    """And nothing is changed."""
+def test_what_is_wrong_with_a_file_is_said_with_its_name(run, tmp_path, command, content, said):
+    """And nothing is changed: not even a database is made."""
+    file = tmp_path / "limits.toml"
     file.write_bytes(content)
     assert said in (refused := run("policy", command, str(file), code=2).stderr)
     assert str(file) in refused
     assert "cannot be read: No such file" in run("policy", command, "nowhere.toml", code=2).stderr
+    assert not (tmp_path / "tw").exists()
 
 
 def test_what_is_not_known_in_a_file_is_said_and_nothing_is_changed(run, file, tmp_path):

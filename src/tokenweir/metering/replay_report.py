@@ -198,6 +198,7 @@ def assumptions(limits: Iterable[Limit], *, with_grants: bool) -> tuple[str, ...
     every = list(limits)
     said = [
         "Callers do what they did: nobody whose request is refused tries again, changes the request or goes away.",
+        "Only what was sent is asked about: what limits refused when it happened is not in the ledger.",
         "Each attempt is charged as it is booked now, with all corrections; owners of keys are those of today, tags those of the attempt.",
         "Limits that are not strict hold what an attempt used: bodies are not in the ledger, so what would have been estimated is not known.",
     ]
