@@ -152,3 +152,46 @@ def test_two_policies_live_side_by_side(desk):
     desk.apply('policy = "night"')
     assert desk.names().keys() == {"red's month", "all"}
     assert [one.name for one in desk.plan('policy = "night"').unmanaged] == ["all", "red's month"]
+
+
+class Overtaken:
+    """A directory of limits in which somebody else changes something just before a change is made."""
+
+    def __init__(self, limits, first):
+        self._limits = limits
+        self._first = first
+
+    def put_limits(self, *arguments, **more):
+        self._first()
+        self._limits.put_limits(*arguments, **more)
+
+    def __getattr__(self, name):
+        return getattr(self._limits, name)
+
+
+def test_two_who_apply_at_the_same_time_do_it_once(desk):
+    """The second finds the names taken, changes nothing, and has nothing to do when it looks again."""
+    desk.team("red")
+    whole = desk.limits
+    desk.limits = Overtaken(
+        whole, lambda: apply_policy(desk.directory, whole, read_policy(FILE), shown=None, actor="x", now_us=1, entropy=desk.entropy)
+    )
+    with pytest.raises(Conflict, match="another limit is named"):
+        desk.apply(FILE)
+    desk.limits = whole
+    assert desk.names().keys() == {"red's month", "all"}
+    assert desk.plan(FILE).is_empty
+
+
+def test_a_limit_that_somebody_removes_meanwhile_is_not_brought_back_unseen(desk):
+    """The change is refused as a whole; planning again creates it anew."""
+    desk.team("red")
+    desk.apply(FILE)
+    whole, gone = desk.limits, desk.names()["red's month"].limit_id
+    desk.limits = Overtaken(whole, lambda: whole.put_limits([], removed=[gone], actor="x", now_us=NOW_US + 9))
+    text = FILE.replace('"500"', '"600"').replace("100", "200")
+    with pytest.raises(Conflict, match="was removed"):
+        desk.apply(text)
+    desk.limits = whole
+    assert desk.names()["all"].amount == 100
+    assert [one.name for one in desk.apply(text).create] == ["red's month"]
