@@ -198,7 +198,7 @@ def judge_budget(play: dict[str, Any]) -> None:
         assert ending["type"] == "billing_error"
         assert re.fullmatch(
             r"Tokenweir: budget: 0\.006\d* of 0\.015 USD used \(0\.01\d* asked for\) this month · resets \d{4}-\d\d-01 00:00 Europe/Berlin"
-            r" · ask ops@example\.com or: tokenweir request create --limit \S+",
+            r" · ask ops@example\.com or: tokenweir request create \S+ --amount AMOUNT --reason TEXT",
             ending["message"],
         ), ending["message"]
         headers = answer["headers"]
@@ -418,3 +418,17 @@ def test_hostile_names_stay_in_the_sentence(stage):
     assert play.seen["answers"][1]["headers"]["x-should-retry"] == "false"
     assert play.seen["endings"][1]["message"].startswith(f"Tokenweir: {name}: 1 of 1 requests used today · ")
     assert play.seen["endings"][1]["message"].isprintable()
+
+
+def test_who_is_refused_can_ask_for_more_as_the_sentence_says(stage):
+    """The command in the refusal is one that there is: typed as it stands, with an amount and a reason, it asks for more of that limit."""
+    key = stage.key("reader")
+    stage.limit("one a day", "reader", "--resource", "requests", "--amount", "1", "--window", "day")
+    play = limited_session.Play(stage.in_force().url, key)
+    play.create(*[limited_session.ask("output=5")] * 2)
+    sentence = play.seen["endings"][1]["message"]
+    program, *arguments = sentence.partition(" or: ")[2].replace("AMOUNT", "5").replace("TEXT", "tides").split()
+    assert program == "tokenweir"
+    asked = stage.weir.command(*arguments)
+    assert stage.limits[0] in arguments
+    assert (asked["limit_id"], asked["amount"], asked["reason"]) == (stage.limits[0], 5, "tides")

@@ -219,7 +219,7 @@ def test_a_budget_that_is_used_up_is_refused_as_documented():
         429,
         "billing_error",
         "Tokenweir: platform month: 49.87 of 50.00 USD used (0.10 held) this month · resets 2026-12-01 00:00 Europe/Berlin"
-        " · ask anna@example.com or: tokenweir request create --limit lim_7",
+        " · ask anna@example.com or: tokenweir request create lim_7 --amount AMOUNT --reason TEXT",
         (
             (b"retry-after", b"37800"),
             (b"x-should-retry", b"false"),
@@ -251,7 +251,7 @@ def test_quotas_of_tokens_and_requests_are_refused_like_money():
     assert exhausted(words).headers == exhausted().headers
     assert exhausted(words).message == (
         "Tokenweir: tokens: 12,000 of 12,000 output tokens used (300 asked for) today · resets 2026-11-23 00:00 UTC"
-        " · ask for more: tokenweir request create --limit lim_8"
+        " · ask for more: tokenweir request create lim_8 --amount AMOUNT --reason TEXT"
     )
 
 
@@ -267,7 +267,7 @@ def test_a_rate_says_when_to_come_back(wait_us, seconds, in_words):
     fault = rate_refusal(RATE, wait_us=wait_us, rates=[RateView("requests", 60, 0, RESET_US)])
     assert (fault.status, fault.error_type) == (429, "rate_limit_error")
     assert fault.message == (
-        f"Tokenweir: burst: 60 of 60 requests used per minute · has room in {in_words} · ask for more: tokenweir request create --limit lim_9"
+        f"Tokenweir: burst: 60 of 60 requests used per minute · has room in {in_words} · ask for more: tokenweir request create lim_9 --amount AMOUNT --reason TEXT"
     )
     assert fault.headers[0] == (b"retry-after", seconds)
     assert read_headroom(fault.headers).requests == Room(60, 0, "2026-08-08T00:00:00Z")
@@ -291,7 +291,7 @@ def test_concurrency_asks_to_come_back_soon():
     assert (fault.status, fault.error_type, fault.headers[0]) == (429, "rate_limit_error", (b"retry-after", b"1"))
     assert fault.message == (
         "Tokenweir: eight at once: 8 of 8 requests at once · has room when one of them ends · no room came while it was queued"
-        " · ask #platform or: tokenweir request create --limit lim_4"
+        " · ask #platform or: tokenweir request create lim_4 --amount AMOUNT --reason TEXT"
     )
 
 
@@ -303,7 +303,7 @@ def test_what_can_never_fit_says_what_would(rate, error_type, fits, sentence):
     assert (fault.status, fault.error_type, fault.headers) == (429, error_type, ((b"x-should-retry", b"false"),))
     assert fault.message == (
         "Tokenweir: small: 9.10 of 10.00 USD used (0.20 held) this month · this request alone may need 12.80 USD, more than the whole limit"
-        f" · what would fit: {sentence} · ask for more: tokenweir request create --limit lim_7"
+        f" · what would fit: {sentence} · ask for more: tokenweir request create lim_7 --amount AMOUNT --reason TEXT"
     )
 
 
@@ -311,7 +311,7 @@ def test_a_limit_of_nothing_gives_no_false_hope():
     fault = too_large_refusal(LimitWords("lim_0", "closed", "0", "0", "requests", "today"), rate=False)
     assert (
         fault.message
-        == "Tokenweir: closed: 0 of 0 requests used today · no request fits this limit · ask for more: tokenweir request create --limit lim_0"
+        == "Tokenweir: closed: 0 of 0 requests used today · no request fits this limit · ask for more: tokenweir request create lim_0 --amount AMOUNT --reason TEXT"
     )
     assert fault.headers == ((b"x-should-retry", b"false"),)
 

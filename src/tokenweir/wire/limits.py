@@ -271,7 +271,7 @@ def _brackets(words: LimitWords) -> str:
 
 
 def _ask(words: LimitWords) -> str:
-    command = f"tokenweir request create --limit {_plain(words.limit_id)}"
+    command = f"tokenweir request create {_plain(words.limit_id)} --amount AMOUNT --reason TEXT"
     return f"ask {_plain(words.contact)} or: {command}" if words.contact else f"ask for more: {command}"
 
 
