@@ -124,6 +124,8 @@ class Trial:
         assert isinstance(answer, Reserved), f"refused though there was room: {answer} at {self.at_us}"
         assert answer.over == tuple(short)
         for bucket, model, asked in zip(buckets, models, units, strict=True):
+            if bucket.period_us and isinstance(model, OracleLevel) and not self.strict:
+                model.change(Fraction(bucket.refill, bucket.period_us))
             if bucket.taken:
                 model.use(asked)
             else:
@@ -222,7 +224,8 @@ class Trial:
             model = self.models[bucket_id] = self._model(limit, bucket, f"{index}|{seat}", start_us)
         if isinstance(model, OracleLevel):
             model.touch(self.at_us)
-            if limit.changed:
+            # A bucket that the engine does not have meets the new amount when it is made: a refusal makes none.
+            if limit.changed and bucket_id in self.engine._states:
                 model.change(Fraction(bucket.refill, bucket.period_us))
         elif isinstance(limit.window, Cycle):
             day = local_day(limit.zone, self.at_us)
