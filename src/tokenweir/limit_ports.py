@@ -161,7 +161,10 @@ class LimitStore(Protocol):
         ...
 
     def when_room(self, callback: Callable[[str], None]) -> None:
-        """Have `callback` called with the id of a bucket whenever some of what was held or used of it was given back. For the queue."""
+        """Have `callback` called with the id of a bucket whenever some of what was held or used of it was given back. For the queue.
+
+        A shared store tells it only of buckets that refused somebody, in any process, within the last minute.
+        """
         ...
 
     async def close(self) -> None:

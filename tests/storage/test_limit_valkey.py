@@ -19,13 +19,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tokenweir.errors import SettingsInvalid, StoreUnavailable
+from tokenweir.errors import SecretExposed, SettingsInvalid, StoreUnavailable
 from tokenweir.limits.bucket import Bucket, Hold, Kind, Refused, Reserved, Seed, Standing, Unseeded
 from tokenweir.limits.buckets import Buckets
 from tokenweir.limits.cycle import PERIOD_US_MAX
 from tokenweir.limits.limit import AMOUNT_MAX
 from tokenweir.periods import DAY_US, SECOND_US
-from tokenweir.settings import LimitSettings
+from tokenweir.settings import LimitSettings, load_settings
 from tokenweir.storage import limit_valkey
 from tokenweir.storage.limit_packing import SAFE
 from tokenweir.storage.limit_valkey import ValkeyLimitStore
@@ -184,7 +184,7 @@ PROCESS = """
 import asyncio, sys
 from pydantic import SecretStr
 from tokenweir.limits.bucket import Bucket, Kind, Reserved
-from tokenweir.settings import LimitSettings
+from tokenweir.settings import LimitSettings, load_settings
 from tokenweir.storage.limit_valkey import ValkeyLimitStore
 
 async def main(url, prefix, owner):
@@ -611,3 +611,26 @@ async def test_a_store_that_is_not_set():
     """Without a URL there is nothing to open."""
     with pytest.raises(SettingsInvalid):
         ValkeyLimitStore(LimitSettings(), owner="gateway-1")
+
+
+@pytest.mark.parametrize("url", ["http://:secret@host", "valkey://:secret@:1", "redis://:secret@host:port", "unix://:secret@"])
+def test_a_wrong_url_is_told_with_all_other_problems(tmp_path, url):
+    """What is wrong with the settings is said without the password."""
+    file = tmp_path / "tokenweir.toml"
+    file.write_text(f'[limits]\nstore_url = "{url}"\nstore_prefix = "{{x}}"\n')
+    file.chmod(0o600)
+    with pytest.raises(SettingsInvalid) as raised:
+        load_settings(file)
+    assert {line.split(":")[0] for line in str(raised.value).splitlines()} == {"limits.store_url", "limits.store_prefix"}
+    assert "secret" not in str(raised.value)
+
+
+def test_a_file_with_the_url_is_private(tmp_path):
+    """The URL holds a password, so others must not be able to read the file; and settings do not print it."""
+    file = tmp_path / "tokenweir.toml"
+    file.write_text('[limits]\nstore_url = "valkey://:hunter2@host"\n')
+    file.chmod(0o644)
+    with pytest.raises(SecretExposed):
+        load_settings(file)
+    file.chmod(0o600)
+    assert "hunter2" not in repr(load_settings(file))

@@ -1,6 +1,6 @@
-"""How buckets, units and holds are written for the scripts of the shared store of limits: 64-bit integers, never text that Lua would round.
+"""How buckets, units and holds are written for the scripts of the shared store of limits, and how their answers are read.
 
-The rule it protects: what is packed here is read in `limit_scripts/common.lua` (`read_buckets`, `units_at`), field by field in the same order. A hold as
+The rule it protects: numbers travel as 64-bit integers, never as text, which Lua would round; what is packed here is read in `limit_scripts/common.lua` (`read_buckets`, `units_at`), field by field in the same order. A hold as
 the store keeps it is its owner, its buckets and the units asked of each. Change with it: the scripts.
 """
 
@@ -10,7 +10,8 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from tokenweir.limits.bucket import Bucket, Hold
+from tokenweir.limits.bucket import NEVER, Bucket, Hold, Shortage, Standing
+from tokenweir.limits.gcra import wait_us
 
 SAFE: Final = 2**53 - 1
 """Beyond this a script cannot tell one whole number from the next."""
@@ -63,3 +64,17 @@ def unpack_hold(hold_id: str, packed: bytes) -> Hold:
         position += length
     units = struct.unpack_from(f"<{count}q", packed, position)
     return Hold(hold_id, owner, tuple((bucket_id, 0 if taken else held) for (bucket_id, taken), held in zip(buckets, units, strict=True)))
+
+
+def unpack_shortages(reply: list[int], units: Sequence[int]) -> tuple[Shortage, ...]:
+    """What a script says of each bucket without room: its place, used, rest, held, how far ahead its time is, refill, period, room; and how long it has to wait."""
+    shortages = []
+    for index, used, rest, held, ahead_us, refill, period_us, room in zip(*[iter(reply[1:])] * 8, strict=True):
+        asked = units[index]
+        if period_us:
+            level = used * period_us + rest
+            wait = wait_us(level, ahead_us, held=held, units=asked, room=room, refill=refill, period_us=period_us, now_us=0)
+        else:
+            wait = NEVER if asked > room else 0
+        shortages.append(Shortage(index, Standing(used + (rest > 0), held), wait))
+    return tuple(shortages)

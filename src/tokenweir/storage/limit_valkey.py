@@ -25,11 +25,10 @@ from importlib.resources import files
 from typing import Any, Final, Literal
 
 from tokenweir.errors import SettingsInvalid, StoreUnavailable
-from tokenweir.limits.bucket import NEVER, Bucket, Hold, Outcome, Refused, Reserved, Seed, Shortage, Standing, Unseeded
-from tokenweir.limits.gcra import wait_us
+from tokenweir.limits.bucket import Bucket, Hold, Outcome, Refused, Reserved, Seed, Standing, Unseeded
 from tokenweir.periods import Micros
 from tokenweir.settings import LimitSettings
-from tokenweir.storage.limit_packing import pack_buckets, pack_units, unpack_hold
+from tokenweir.storage.limit_packing import pack_buckets, pack_units, unpack_hold, unpack_shortages
 from tokenweir.storage.valkey import Script, Valkey, parse_address
 
 UNTOLD_MAX: Final = 100_000
@@ -179,7 +178,7 @@ class ValkeyLimitStore:
             return Reserved(tuple(map(Standing, numbers, numbers)), tuple(reply[2 * count + 1 :]))
         if reply[0] == 2:
             return Unseeded(tuple(reply[1:]))
-        refused = Refused(_shortages(reply, units))
+        refused = Refused(unpack_shortages(reply, units))
         self._remember([buckets[shortage.index].bucket_id for shortage in refused.shortages], began_s)
         return refused
 
@@ -190,7 +189,7 @@ class ValkeyLimitStore:
         if reply[0] == 3:
             return Reserved(())
         if reply[0] == 1:
-            return Refused(_shortages(reply, units))
+            return Refused(unpack_shortages(reply, units))
         own = self._own.get(hold_id)
         if own is not None:
             own.units = [held + more for held, more in zip(own.units, units, strict=True)]
@@ -244,7 +243,8 @@ class ValkeyLimitStore:
         holds: list[Hold] = []
         for one in owners:
             hold_ids = [found.decode() for found in await self._valkey.call("SMEMBERS", f"{prefix}o:{one}")]
-            if not hold_ids:
+            if not hold_ids and not await self._valkey.call("EXISTS", f"{prefix}f:{one}"):
+                # It has not been connected for days, and nothing of it is left.
                 await self._valkey.call("SREM", f"{prefix}owners", one)
             for first in range(0, len(hold_ids), _HOLDS_AT_ONCE):
                 some = hold_ids[first : first + _HOLDS_AT_ONCE]
@@ -338,7 +338,8 @@ class ValkeyLimitStore:
 
     async def _begin(self, ask: Callable[..., Awaitable[Any]]) -> None:
         """What a new connection begins with: which life of the server it is, a number that shuts out the connection before, and what we hold."""
-        life = await self._life(ask)
+        told = (await ask("INFO", "server")).decode()
+        life = next((line[7:19] for line in told.splitlines() if line.startswith("run_id:")), "0")
         prefix = f"{{{self._prefix}}}:{life}:"
         keys = (2, prefix, self._channel)
         known, number = await ask("EVALSHA", CONNECT.sha, *keys, b"", self._owner, b"")
@@ -354,11 +355,6 @@ class ValkeyLimitStore:
         before = await ask("SET", f"{{{self._prefix}}}:life", life, "GET")
         if before is not None and before.decode() != life:
             self._sweeping = asyncio.get_running_loop().create_task(self._sweep(before.decode()))
-
-    async def _life(self, ask: Callable[..., Awaitable[Any]]) -> str:
-        """A name for the time since the server was started."""
-        told = (await ask("INFO", "server")).decode()
-        return next((line[7:19] for line in told.splitlines() if line.startswith("run_id:")), "0")
 
     async def _sweep(self, life: str) -> None:
         """Take away what was kept in an earlier life of the server."""
@@ -401,17 +397,3 @@ class ValkeyLimitStore:
         if len(self._refused) >= _REFUSED_MAX:
             del self._refused[next(iter(self._refused))]
         self._refused[bucket_id] = news_s
-
-
-def _shortages(reply: list[int], units: Sequence[int]) -> tuple[Shortage, ...]:
-    """What a script says of each bucket without room: its place, used, rest, held, how far ahead its time is, refill, period, room."""
-    shortages = []
-    for index, used, rest, held, ahead_us, refill, period_us, room in zip(*[iter(reply[1:])] * 8, strict=True):
-        asked = units[index]
-        if period_us:
-            level = used * period_us + rest
-            wait = wait_us(level, ahead_us, held=held, units=asked, room=room, refill=refill, period_us=period_us, now_us=0)
-        else:
-            wait = NEVER if asked > room else 0
-        shortages.append(Shortage(index, Standing(used + (rest > 0), held), wait))
-    return tuple(shortages)

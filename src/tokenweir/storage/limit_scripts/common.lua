@@ -13,10 +13,11 @@ local KEPT_S, IDLE_S, FOREVER_S = 172800, 600, 34560000
 local WAITED_S = 60 -- for so long after a refusal it is told when room is given back; who waits asks again sooner than that
 local STATE = '<BBi8i8i8i8i8i8i8'
 
+local call, unpack_from, fmod, floor = redis.call, struct.unpack, math.fmod, math.floor
 local prefix, channel, owner, epoch = KEYS[1], KEYS[2], ARGV[2], ARGV[3]
 local now
 if ARGV[1] == '' then
-  local time = redis.call('TIME')
+  local time = call('TIME')
   now = tonumber(time[1]) * 1000000 + tonumber(time[2])
 else
   now = tonumber(ARGV[1])
@@ -41,7 +42,7 @@ end
 local function times_over(x, y, p)
   local product = x * y
   if product <= SAFE then
-    local rest = math.fmod(product, p)
+    local rest = fmod(product, p)
     return (product - rest) / p, rest
   end
   local base, place = 2, 1
@@ -49,10 +50,10 @@ local function times_over(x, y, p)
   while place * base <= y do place = place * base end
   local quotient, rest = 0, 0
   while place >= 1 do
-    local digit = math.floor(y / place)
+    local digit = floor(y / place)
     y = y - digit * place
     local sum = rest * base + digit * x
-    rest = math.fmod(sum, p)
+    rest = fmod(sum, p)
     quotient = quotient * base + (sum - rest) / p
     place = place / base
   end
@@ -70,7 +71,7 @@ local function leak(state)
   end
   state.at = now
   if state.refill <= 0 or (state.used == 0 and state.num == 0) then return end
-  local part = math.fmod(passed, state.period)
+  local part = fmod(passed, state.period)
   local whole = (passed - part) / state.period * state.refill
   if whole > state.used then
     state.used, state.num = 0, 0
@@ -92,36 +93,39 @@ local function retune(state, bucket)
   state.num, state.refill, state.period, state.moved = num, bucket.refill, bucket.period, true
 end
 
--- The buckets that limit_packing.pack_buckets wrote from `position` on, and the position after them.
+-- The buckets that limit_packing.pack_buckets wrote from `position` on, and the position after them. (A table that is written with all its fields is
+-- made three times faster than one that grows.)
 local function read_buckets(packed, position)
   local count
-  count, position = struct.unpack('<I2', packed, position)
+  count, position = unpack_from('<I2', packed, position)
   local buckets = {}
   for i = 1, count do
-    local b = {}
-    b.kind, b.enforced, b.taken, b.ends_streams, b.fresh, b.room, b.refill, b.period, b.ends, b.id, position =
-      struct.unpack('<BBBBBi8i8i8i8I2c0', packed, position)
-    b.taken = b.taken == 1
-    buckets[i] = b
+    local kind, enforced, taken, ends_streams, fresh, room, refill, period, ends, id
+    kind, enforced, taken, ends_streams, fresh, room, refill, period, ends, id, position = unpack_from('<BBBBBi8i8i8i8I2c0', packed, position)
+    buckets[i] = {
+      id = id, kind = kind, enforced = enforced == 1, taken = taken == 1, ends_streams = ends_streams == 1, fresh = fresh == 1,
+      room = room, refill = refill, period = period, ends = ends,
+    }
   end
   return buckets, position
 end
 
 local function read_state(raw)
   if not raw then return nil end
-  local s = {}
-  s.kind, s.known, s.used, s.num, s.held, s.at, s.refill, s.period, s.waited = struct.unpack(STATE, raw)
-  return s
+  local kind, known, used, num, held, at, refill, period, waited = unpack_from(STATE, raw)
+  return {
+    kind = kind, known = known == 1, used = used, num = num, held = held, at = at, refill = refill, period = period, waited = waited, moved = false,
+  }
 end
 
 local function new_state(bucket, known)
-  local s = { kind = bucket.kind, known = known, used = 0, num = 0, held = 0, at = now, refill = 0, period = 0, waited = 0 }
-  if bucket.kind == LEVEL then s.refill, s.period = bucket.refill, bucket.period end
-  return s
+  local refill, period = 0, 0
+  if bucket.kind == LEVEL then refill, period = bucket.refill, bucket.period end
+  return { kind = bucket.kind, known = known, used = 0, num = 0, held = 0, at = now, refill = refill, period = period, waited = 0, moved = false }
 end
 
 local function units_at(packed, index)
-  return (struct.unpack('<i8', packed, index * 8 - 7))
+  return (unpack_from('<i8', packed, index * 8 - 7))
 end
 
 -- A bucket of which something is held never expires. The others go when they cannot matter any more; see `_idle` in limits/buckets.py.
@@ -137,15 +141,15 @@ end
 
 local function save(bucket, s)
   local key = prefix .. 'b:' .. bucket.id
-  if s.held == 0 and (s.kind == GAUGE or s.known == 0) then
-    redis.call('DEL', key)
+  if s.held == 0 and (s.kind == GAUGE or not s.known) then
+    call('DEL', key)
     return
   end
-  local packed = struct.pack(STATE, s.kind, s.known, s.used, s.num, s.held, s.at, s.refill, s.period, s.waited)
+  local packed = struct.pack(STATE, s.kind, s.known and 1 or 0, s.used, s.num, s.held, s.at, s.refill, s.period, s.waited)
   if s.held > 0 then
-    redis.call('SET', key, packed)
+    call('SET', key, packed)
   else
-    redis.call('SET', key, packed, 'EX', string.format('%d', seconds_left(bucket, s)))
+    call('SET', key, packed, 'EX', seconds_left(bucket, s))
   end
 end
 
@@ -160,7 +164,7 @@ local function whole(s)
 end
 
 local function use(s, units)
-  if s.known == 0 then return end -- it will be in what the ledger says
+  if not s.known then return end -- it will be in what the ledger says
   if s.kind == LEVEL then
     leak(s)
     if units > 0 then s.used = add(s.used, units) end
@@ -176,9 +180,9 @@ local function add_shortage(reply, index, bucket, s)
 end
 
 local function now_s()
-  return math.floor(now / 1000000)
+  return floor(now / 1000000)
 end
 
 local function tell(bucket, s)
-  if s.waited > now_s() then redis.call('PUBLISH', channel, bucket.id) end
+  if s.waited > now_s() then call('PUBLISH', channel, bucket.id) end
 end

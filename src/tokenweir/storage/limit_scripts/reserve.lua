@@ -5,7 +5,7 @@ local hold_id, units, packed = ARGV[4], ARGV[5], ARGV[6]
 local buckets = read_buckets(packed, 1)
 local keys = { prefix .. 'f:' .. owner, prefix .. 'h:' .. hold_id }
 for i, bucket in ipairs(buckets) do keys[i + 2] = prefix .. 'b:' .. bucket.id end
-local found = redis.call('MGET', unpack(keys))
+local found = call('MGET', unpack(keys))
 local refusal = fenced(found[1])
 if refusal then return refusal end
 
@@ -13,10 +13,10 @@ if found[2] then
   local reply, over = { 0 }, {}
   for i, bucket in ipairs(buckets) do
     local s = read_state(found[i + 2])
-    if not s or s.kind ~= bucket.kind then s = new_state(bucket, 1) end
+    if not s or s.kind ~= bucket.kind then s = new_state(bucket, true) end
     if s.kind == LEVEL then leak(s) end
     reply[2 * i], reply[2 * i + 1] = whole(s), s.held
-    if bucket.enforced == 0 and not fits(bucket, s, 0) then over[#over + 1] = i - 1 end
+    if not bucket.enforced and not fits(bucket, s, 0) then over[#over + 1] = i - 1 end
   end
   for _, index in ipairs(over) do reply[#reply + 1] = index end
   return reply
@@ -25,10 +25,10 @@ end
 local states, unknown, short, over = {}, { 2 }, {}, {}
 for i, bucket in ipairs(buckets) do
   local s = read_state(found[i + 2])
-  if not s or s.kind ~= bucket.kind then s = new_state(bucket, 0) end
-  if s.known == 0 then
-    if bucket.fresh == 1 or bucket.kind == GAUGE then
-      s.known = 1
+  if not s or s.kind ~= bucket.kind then s = new_state(bucket, false) end
+  if not s.known then
+    if bucket.fresh or bucket.kind == GAUGE then
+      s.known = true
     else
       unknown[#unknown + 1] = i - 1
     end
@@ -38,7 +38,7 @@ for i, bucket in ipairs(buckets) do
     retune(s, bucket)
   end
   if not fits(bucket, s, units_at(units, i)) then
-    if bucket.enforced == 1 then short[#short + 1] = i else over[#over + 1] = i - 1 end
+    if bucket.enforced then short[#short + 1] = i else over[#over + 1] = i - 1 end
   end
   states[i] = s
 end
@@ -66,7 +66,6 @@ for i, bucket in ipairs(buckets) do
   reply[2 * i], reply[2 * i + 1] = whole(s), s.held
 end
 for _, index in ipairs(over) do reply[#reply + 1] = index end
-redis.call('SET', keys[2], struct.pack('<I2c0', #owner, owner) .. packed .. units)
-redis.call('SADD', prefix .. 'o:' .. owner, hold_id)
-redis.call('SADD', prefix .. 'owners', owner)
+call('SET', keys[2], struct.pack('<I2c0', #owner, owner) .. packed .. units)
+call('SADD', prefix .. 'o:' .. owner, hold_id)
 return reply

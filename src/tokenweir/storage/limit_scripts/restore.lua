@@ -1,20 +1,19 @@
 -- The server forgot everything, and an owner tells it again what it holds. ARGV: hold id, units held, buckets. What was used is for the ledger to say.
 
 local hold_id, units, packed = ARGV[4], ARGV[5], ARGV[6]
-local found = redis.call('MGET', prefix .. 'f:' .. owner, prefix .. 'h:' .. hold_id)
+local found = call('MGET', prefix .. 'f:' .. owner, prefix .. 'h:' .. hold_id)
 local refusal = fenced(found[1])
 if refusal then return refusal end
 if found[2] then return 0 end
 for i, bucket in ipairs(read_buckets(packed, 1)) do
   local held = units_at(units, i)
   if held > 0 and not bucket.taken then
-    local s = read_state(redis.call('GET', prefix .. 'b:' .. bucket.id))
-    if not s or s.kind ~= bucket.kind then s = new_state(bucket, bucket.kind == GAUGE and 1 or 0) end
+    local s = read_state(call('GET', prefix .. 'b:' .. bucket.id))
+    if not s or s.kind ~= bucket.kind then s = new_state(bucket, bucket.kind == GAUGE) end
     s.held = add(s.held, held)
     save(bucket, s)
   end
 end
-redis.call('SET', prefix .. 'h:' .. hold_id, struct.pack('<I2c0', #owner, owner) .. packed .. units)
-redis.call('SADD', prefix .. 'o:' .. owner, hold_id)
-redis.call('SADD', prefix .. 'owners', owner)
+call('SET', prefix .. 'h:' .. hold_id, struct.pack('<I2c0', #owner, owner) .. packed .. units)
+call('SADD', prefix .. 'o:' .. owner, hold_id)
 return 1
