@@ -30,7 +30,7 @@ from tokenweir.pricing.rate_card import RateCard
 from tokenweir.principals import Principal
 from tokenweir.telemetry import log
 
-RETRY_US: Final = 1_000_000
+RETRY_US: Final = 3_000_000
 """How long to leave a store alone that did not answer."""
 
 
