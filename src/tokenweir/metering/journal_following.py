@@ -61,10 +61,6 @@ class JournalFollower:
             for writer in self._writers.values():
                 writer.settled.pop(attempt_id, None)
 
-    def in_flight(self) -> dict[str, list[Intent]]:
-        """The attempts that are under way, by living writer."""
-        return {name: list(writer.open.values()) for name, writer in self._writers.items() if writer.alive}
-
 
 class _Writer:
     """How far one writer has been read."""

@@ -291,11 +291,6 @@ class KeyFacts:
             found = self._known.get(key_id)
         return found or ("", ())
 
-    def matching(self, test: Callable[[str, str, tuple[str, ...]], bool]) -> list[str]:
-        """Keys of which `test(id, owner, tags)` holds, of those there are now."""
-        self._read()
-        return [key_id for key_id, (owner, tags) in self._known.items() if test(key_id, owner, tags)]
-
     def _read(self) -> None:
         self._known = {key.key_id: (key.owner, key.tags) for key in self._directory.keys()}  # noqa: SIM118 - a directory is no dictionary
 
