@@ -19,7 +19,7 @@ FILE = """
 name = "red's day"
 team = "red"
 resource = "spend"
-amount = "0.000000025"
+amount = "0.00000002"
 window = "day"
 """
 SINCE, UNTIL = format_instant(START_US), format_instant(START_US + 3_600_000_000)
@@ -40,7 +40,7 @@ def run(tmp_path, monkeypatch):
 
 @pytest.fixture
 def file(tmp_path, run):
-    """Four requests of 10 nanos by one key of team red, and one by another team; the file has room for 25 a day."""
+    """Four requests of 10 nanos by one key of team red, and one by another team; the file has room for 20 a day."""
     red = json.loads(run("key", "create", "--team", "red", "--name", "ci", "--owner", "ann", "--json").stdout)
     blue = json.loads(run("key", "create", "--team", "blue", "--name", "web", "--json").stdout)
     with closing(app.open_directory(Settings(data_dir=tmp_path / "tw"))) as directory:
@@ -72,13 +72,13 @@ def test_json_says_what_each_limit_did_to_whom_and_what_is_saved(run, file, grou
     }  # fmt: skip
     (limit,) = plain["limits"]
     assert {name: limit[name] for name in ("name", "amount", "admitted", "refused", "saved_nanos", "keys_hit")} == {
-        "name": "red's day", "amount": 25, "admitted": 2, "refused": 2, "saved_nanos": 20, "keys_hit": 1,
+        "name": "red's day", "amount": 20, "admitted": 2, "refused": 2, "saved_nanos": 20, "keys_hit": 1,
     }  # fmt: skip
     assert {name: limit["keys"][0][name] for name in ("key", "team", "owner", "requests", "cost_nanos")} == {
         "key": "ci", "team": "red", "owner": "ann", "requests": 2, "cost_nanos": 20,
     }  # fmt: skip
     assert limit["first"]["at"] == format_instant(START_US + 2_000_000)
-    assert (limit["peak"]["units"], limit["peak"]["room"], limit["peak"]["percent"]) == (20, 25, 80)
+    assert (limit["peak"]["units"], limit["peak"]["room"], limit["peak"]["percent"]) == (20, 20, 100)
     assert plain["assumptions"]
     assert (plain["from"], plain["to"]) == (SINCE, UNTIL)
 

@@ -104,10 +104,10 @@ def test_a_strict_budget_admits_while_the_ceiling_fits_and_says_what_it_saves(da
 
 
 def test_a_budget_that_is_not_strict_holds_what_was_used(books):
-    """Room 35, costs of 10: three fit, whatever their ceilings are."""
+    """Room 35, costs of 10: three fit, whatever their ceilings are, and the fourth is let through with what is left."""
     report = books([sent(n, n * 10, ceiling=10**9) for n in range(5)], [on("budget", "spend", 35, Cycle("day"))])
-    assert decided(report, "budget") == {"admitted": 3, "refused": 2}
-    assert of(report, "budget").peak.units == 30
+    assert decided(report, "budget") == {"admitted": 4, "refused": 1}
+    assert of(report, "budget").peak.units == 35
 
 
 def test_a_request_that_runs_holds_its_room_until_it_ends(books):
@@ -140,7 +140,7 @@ def test_each_resource_is_counted_in_its_own_units(books, resource, amount):
     entries = [sent(1, 0), sent(2, 10)]
     assert decided(books(entries, [on("l", resource, amount, Cycle("day"))]), "l") == {"admitted": 1, "refused": 1}
     if amount > 1:
-        assert decided(books(entries, [on("l", resource, amount - 1, Cycle("day"))]), "l") == {"refused": 2}
+        assert decided(books(entries, [on("l", resource, amount - 1, Cycle("day"), strict=True)]), "l") == {"refused": 2}
 
 
 def test_a_request_that_two_limits_refuse_is_saved_once(books):
@@ -154,8 +154,13 @@ def test_a_request_that_two_limits_refuse_is_saved_once(books):
 
 def test_a_refused_request_uses_nothing_and_neither_do_its_later_attempts(books):
     """Room 25: the second request (20, and 20 again) is refused with both its attempts, so that the third (15) fits."""
-    entries = [sent(1, 0, cost=10), sent(2, 10, cost=20, request="r"), sent(3, 12, cost=20, request="r", attempt_no=2), sent(4, 20, cost=15)]
-    report = books(entries, [on("budget", "spend", 25, Cycle("day"))])
+    entries = [
+        sent(1, 0, cost=10, ceiling=10),
+        sent(2, 10, cost=20, ceiling=20, request="r"),
+        sent(3, 12, cost=20, ceiling=20, request="r", attempt_no=2),
+        sent(4, 20, cost=15, ceiling=15),
+    ]
+    report = books(entries, [on("budget", "spend", 25, Cycle("day"), strict=True)])
     assert decided(report, "budget") == {"admitted": 2, "refused": 1}
     assert (report.totals.refused_attempts, report.totals.saved_nanos) == (2, 40)
     assert of(report, "budget").keys[0].cost_nanos == 40
@@ -180,9 +185,9 @@ def test_what_was_used_before_counts_to_the_unit(database, tmp_path):
     corrections = correct(standing([first]), truth, reason="rerate", now_us=FROM)
     other_model = sent(5, -100, cost=1_000, model="claude-haiku-4-5")
     with settings_for(database, tmp_path) as made, closing(app.open_ledger(made, create=True)) as store:
-        store.book([*early, *corrections, other_model, sent(6, 1), sent(7, 10)])
+        store.book([*early, *corrections, other_model, sent(6, 1, ceiling=10), sent(7, 10, ceiling=10)])
         for amount, admitted in ((1 + 20 + 3 + 4 + 10, 1), (1 + 20 + 3 + 4 + 20, 2), (1 + 20 + 3 + 4 + 9, 0)):
-            limits = [on("month", "spend", amount, Cycle("month"), models=("claude-opus-*",))]
+            limits = [on("month", "spend", amount, Cycle("month"), models=("claude-opus-*",), strict=True)]
             report = replay(store, limits, card=CARD, names=CARD, since_us=FROM, until_us=TO)
             assert decided(report, "month").get("admitted", 0) == admitted
             assert report.totals.requests == 2

@@ -16,10 +16,11 @@ import msgspec
 
 from tokenweir.errors import ShuttingDown, StoreUnavailable
 from tokenweir.limit_ports import LimitStore
-from tokenweir.limits.book import Chain, LimitBook, Link
+from tokenweir.limits.book import EMPTY, Chain, LimitBook, Link
 from tokenweir.limits.bucket import NEVER, Kind, Outcome, Refused, Reserved, Shortage, Standing, Unseeded
 from tokenweir.limits.demand import all_demands
 from tokenweir.limits.estimate import Estimator
+from tokenweir.limits.last_room import last_room
 from tokenweir.limits.limit import Action
 from tokenweir.metering.holding import Asking, Held, Holder
 from tokenweir.metering.limit_use import UseLookup
@@ -99,6 +100,12 @@ class Limiter:
             self.store.settle(asking.request_id, (), now_us=self._clock.now_us())
             raise
 
+    def unlimited(self, asking: Asking) -> Held:
+        """For a request that no limit covers: nothing is held, and what it uses counts in limits that are set while it runs."""
+        return Held(
+            self._holder, asking, EMPTY, Reserved(()), output=0, reserved_at_us=asking.now_us, book_version=self.book.version, is_local=False
+        )
+
     def _chain(self, asking: Asking, now_us: Micros) -> Chain:
         envelope = asking.envelope
         return self.book.chain(asking.principal, envelope.model, others=envelope.other_models, session=asking.session, now_us=now_us)
@@ -140,7 +147,7 @@ class Limiter:
             attempt.tries += 1
             attempt.reserved_at_us = now_us
             try:
-                outcome = await self.store.reserve(asking.request_id, chain.buckets, attempt.units, now_us=now_us)
+                outcome = await self._reserve(asking.request_id, chain, attempt.units, now_us)
             except StoreUnavailable:
                 # It may have been taken, and only the answer was lost.
                 self.store.settle(asking.request_id, (), now_us=now_us)
@@ -151,6 +158,13 @@ class Limiter:
                 return outcome
             await self.store.seed(await self.use.seeds([chain.links[index] for index in outcome.indices]))
         raise StoreUnavailable("what was used of the limits cannot be read now")
+
+    async def _reserve(self, hold_id: str, chain: Chain, units: Sequence[int], now_us: Micros) -> Outcome:
+        outcome = await self.store.reserve(hold_id, chain.buckets, units, now_us=now_us)
+        if isinstance(outcome, Refused) and (less := last_room(chain.links, outcome, units)) is not None:
+            again = await self.store.reserve(hold_id, chain.buckets, less, now_us=now_us)
+            return again if isinstance(again, Reserved) else outcome
+        return outcome
 
     async def _completed(self, asking: Asking, now_us: Micros) -> Chain:
         """The chain as of now, with every room in it known."""
@@ -188,6 +202,7 @@ class Limiter:
             reserved,
             output=attempt.expected.output,
             reserved_at_us=attempt.reserved_at_us,
+            book_version=attempt.book_version,
             is_local=attempt.is_local,
         )
 

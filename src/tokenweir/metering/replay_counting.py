@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from tokenweir.limits.book import Chain, LimitBook, Link
-from tokenweir.limits.bucket import Bucket, Kind, Outcome, Seed, Unseeded
+from tokenweir.limits.bucket import Bucket, Kind, Outcome, Refused, Reserved, Seed, Unseeded
 from tokenweir.limits.buckets import Buckets
 from tokenweir.limits.cycle import bounds
 from tokenweir.limits.grants import needs_use, phases, room
+from tokenweir.limits.last_room import last_room
 from tokenweir.limits.limit import Cycle, Grant, Limit, Rolling
 from tokenweir.limits.queue import Priority
 from tokenweir.metering.replay_attempts import SentAttempt
@@ -131,6 +132,9 @@ class Counting:
         if isinstance(outcome, Unseeded):
             self.buckets.seed([Seed(links[index].bucket, self._used_before(links[index]), now_us) for index in outcome.indices])
             outcome = self.buckets.reserve(hold_id, buckets, units, now_us=now_us)
+        if isinstance(outcome, Refused) and (less := last_room(links, outcome, units)) is not None:
+            again = self.buckets.reserve(hold_id, buckets, less, now_us=now_us)
+            outcome = again if isinstance(again, Reserved) else outcome
         return outcome
 
     def counts_before(self, link: Link, started_us: Micros) -> bool:
