@@ -96,6 +96,19 @@ async def test_what_a_request_used_is_what_its_limits_show():
     }  # fmt: skip
 
 
+async def test_the_first_limit_of_all_counts_what_is_under_way_when_it_is_set():
+    """A request that met no limit when it began, under one that is set and asked before it ends: what it used is counted, as the ledger has it."""
+
+    async def set_and_ask(stage: Stage) -> None:
+        stage.desk.book.update([(limit("new", "tokens", 10**9, created_at_us=stage.desk.clock.now_us()), ())])
+        assert await stand(stage) == {"new": (0, 0)}
+
+    play = Play() >> Post() << Intent() << Forward() >> Does(set_and_ask) >> Answers() << Settle(EXACTLY) << Head() << Send(message()) << Done()
+    stage = await play
+    assert await stand(stage) == {"new": (stage.journal.records[-1].usage.total, 0)}
+    assert holds_nothing(stage)
+
+
 async def test_a_refusal_of_the_provider_uses_no_tokens():
     """Nothing was billed, so nothing is used; the attempt counts as a request, as it does in the ledger."""
     play = Play(limits=[limit("tokens", "tokens", 10**6), limit("requests", "requests", 9)]) >> Post() << Intent() << Forward()

@@ -64,6 +64,30 @@ async def test_the_model_that_answered_decides_what_is_counted(desks):
     assert await desk.stand() == {"asked": (0, 0), "served": (600, 0)}
 
 
+async def test_requests_count_for_the_model_that_answered_too(desks):
+    """The ledger books an attempt under the model that answered; so do limits on the number of requests, whichever of the named models it was."""
+    limits = [limit("asked", "requests", 9, models=(MODEL,)), limit("served", "requests", 9, models=("claude-haiku-4-5",))]
+    desks.append(desk := Desk(*limits))
+    for others in ((), ("claude-haiku-4-5",)):
+        held = await desk.admit(other_models=others)
+        held.add(settled(USAGE, model="claude-haiku-4-5"), START_US)
+        held.end()
+    assert await desk.stand() == {"asked": (0, 0), "served": (2, 0)}
+
+
+async def test_a_clock_that_was_set_back_books_where_the_ledger_books(desks):
+    """Admitted a moment after midnight by a clock that was ahead, and sent a moment before it by one that is right."""
+    desks.append(desk := Desk(limit("day", "tokens", 10**6, Cycle("day"))))
+    midnight_us = (await desk.admit()).chain.buckets[0].ends_us
+    desk.clock.us = midnight_us
+    held = await desk.admit()
+    held.add(settled(USAGE), midnight_us - 1)
+    held.end()
+    assert (await desk.stand())["day"] == (0, 0)
+    desk.clock.us = midnight_us - 1
+    assert (await desk.stand())["day"][0] == 600
+
+
 async def test_an_attempt_counts_in_the_cycle_in_which_it_began(desks):
     """Admitted a moment before midnight and sent a moment after: the ledger books it in the new day, and so does the limit."""
     desks.append(desk := Desk(limit("day", "tokens", 10**6, Cycle("day")), limit("requests", "requests", 9, Cycle("day"))))

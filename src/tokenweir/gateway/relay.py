@@ -47,7 +47,7 @@ class Relay:
         exchange, connection = passage.exchange, answer.connection
         held = attempt.held
         await exchange.start(answer.head.status, _headers(answer.head.headers, answer.upstream_request_id, held))
-        pouring = _Pouring(passage, meter) if held is None else _PouringWithin(passage, meter, held)
+        pouring = _Pouring(passage, meter) if held is None or not held.chain.grows else _PouringWithin(passage, meter, held)
         if held is not None:
             held.on_no_room = lambda link: passage.out_of_room(out_of_room(link))
         exchange.when_writable(connection.resume)

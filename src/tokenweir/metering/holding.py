@@ -41,6 +41,10 @@ FLAG_LIMIT_DOWNGRADED = "limit_downgraded"
 """A limit sent the request on to another model."""
 
 
+ASK_AGAIN_S = 1.0
+"""How long to leave a store alone that did not answer."""
+
+
 class Asking(msgspec.Struct, frozen=True):
     """A request that asks for room."""
 
@@ -75,6 +79,23 @@ class Holder:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def late(self, request_id: str, also: Sequence[tuple[Bucket, int]]) -> None:
+        """A request that met no limit when it began is charged to those that were set while it ran, beside its relaying."""
+        task = asyncio.get_running_loop().create_task(self._charge(request_id, also))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _charge(self, request_id: str, also: Sequence[tuple[Bucket, int]]) -> None:
+        # An empty hold makes it count once, as every other settlement does; a store that does not answer now is told later.
+        while True:
+            try:
+                await self.store.reserve(request_id, (), (), now_us=self.clock.now_us())
+            except StoreUnavailable:
+                await asyncio.sleep(ASK_AGAIN_S)
+                continue
+            self.store.settle(request_id, (), also=also, now_us=self.clock.now_us())
+            return
+
     async def settle_down(self) -> None:
         """Wait until everything that was asked for beside the relaying has been answered."""
         while self._tasks:
@@ -90,14 +111,23 @@ class Held:
     )  # fmt: skip
 
     def __init__(
-        self, holder: Holder, asking: Asking, chain: Chain, reserved: Reserved, *, output: int, reserved_at_us: Micros, is_local: bool
+        self,
+        holder: Holder,
+        asking: Asking,
+        chain: Chain,
+        reserved: Reserved,
+        *,
+        output: int,
+        reserved_at_us: Micros,
+        book_version: int,
+        is_local: bool,
     ) -> None:
-        """`output`: tokens of it that are held."""
+        """`output`: tokens of it that are held. `book_version`: of the book that the chain was made from."""
         self._holder = holder
         self._asking = asking
         self._settlements: list[tuple[Settlement, Micros]] = []
         self._ended = False
-        self._book_version = holder.book.version
+        self._book_version = book_version
         self._output = output
         self._extend_at = self._next_look() if chain.grows and asking.envelope.stream else _NEVER
         self.chain = chain
@@ -145,7 +175,7 @@ class Held:
     def add(self, settlement: Settlement, started_at_us: Micros) -> None:
         """An attempt of the request was booked, in the cycle in which it began."""
         self._settlements.append((settlement, started_at_us))
-        if settlement.certainty is Certainty.EXACT:
+        if settlement.certainty is Certainty.EXACT and self.chain.links:
             envelope = self._asking.envelope
             remote = envelope.remote_sources or envelope.server_tools
             learn = self._holder.estimator.learn
@@ -169,8 +199,12 @@ class Held:
             return
         self._ended = True
         holder = self._holder
-        now_us = holder.clock.now_us()
         also: Sequence[tuple[Bucket, int]] = ()
+        if not self.chain.links:
+            if also := self._also():
+                holder.late(self._asking.request_id, also)
+            return
+        now_us = holder.clock.now_us()
         if self._is_plain():
             settlement, _ = self._settlements[0]
             units = all_units(settlement.usage, settlement.cost_nanos)
@@ -188,25 +222,25 @@ class Held:
         if len(self._settlements) != 1 or self._book_version != book.version or envelope.other_models:
             return False
         settlement, started_at_us = self._settlements[0]
-        return started_at_us < self.chain.valid_until_us and book.same_model(settlement.model, envelope.model)
+        return self.reserved_at_us <= started_at_us < self.chain.valid_until_us and book.same_model(settlement.model, envelope.model)
 
     def _used(self, link: Link) -> int:
         """What the booked attempts used of a limit; of a calendar cycle, those that began in it."""
         limit, ends_us = link.limit, link.bucket.ends_us or _NEVER
-        booked = [settlement for settlement, started_at_us in self._settlements if link.starts_us <= started_at_us < ends_us]
+        covers = self._holder.book.covers
+        booked = [one for one, started_at_us in self._settlements if link.starts_us <= started_at_us < ends_us and covers(limit, one.model)]
         if limit.resource is Resource.REQUESTS:
             # One was taken at admission. A request of which nothing was sent gives it back.
             return len(booked) - 1
-        covers = self._holder.book.covers
-        return sum(units_of(limit.resource, one.usage, one.cost_nanos) for one in booked if covers(limit, one.model))
+        return sum(units_of(limit.resource, one.usage, one.cost_nanos) for one in booked)
 
     def _also(self) -> list[tuple[Bucket, int]]:
         """Use of buckets that the hold does not cover: of another model that answered, of a limit that was set since, of the next cycle."""
-        asking, chain_ends_us = self._asking, self.chain.valid_until_us
+        asking, chain_begins_us, chain_ends_us = self._asking, self.reserved_at_us, self.chain.valid_until_us
         model = asking.envelope.model
         same = self._holder.book.same_model
-        if not any(not same(one.model, model) or started_at_us >= chain_ends_us for one, started_at_us in self._settlements) and (
-            self._book_version == self._holder.book.version
+        if self._book_version == self._holder.book.version and all(
+            same(one.model, model) and chain_begins_us <= started_at_us < chain_ends_us for one, started_at_us in self._settlements
         ):
             return []
         seen = {bucket.bucket_id for bucket in self.chain.buckets}

@@ -102,9 +102,7 @@ class Limiter:
 
     def unlimited(self, asking: Asking) -> Held:
         """For a request that no limit covers: nothing is held, and what it uses counts in limits that are set while it runs."""
-        return Held(
-            self._holder, asking, EMPTY, Reserved(()), output=0, reserved_at_us=asking.now_us, book_version=self.book.version, is_local=False
-        )
+        return Held(self._holder, asking, EMPTY, Reserved(()), output=0, reserved_at_us=asking.now_us, book_version=self.book.version, is_local=False)
 
     def _chain(self, asking: Asking, now_us: Micros) -> Chain:
         envelope = asking.envelope

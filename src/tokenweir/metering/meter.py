@@ -103,25 +103,24 @@ class Meter:
             output_tokens_max=facts.output_tokens_max if facts else _UNKNOWN_OUTPUT_TOKENS,
         )
         held: Held | None = None
-        if self._limiter is not None and len(self._limiter.book):
+        if self._limiter is not None:
             now_us = self._clock.now_us()
-            admission = await self._limiter.admit(
-                Asking(
-                    request_id=request_id,
-                    principal=principal,
-                    envelope=envelope,
-                    session=attribution.session_id,
-                    priority=priority,
-                    ceiling=ceiling,
-                    ceiling_nanos=self._ceiling_nanos(envelope, ceiling, now_us),
-                    now_us=now_us,
-                )
+            limited = len(self._limiter.book) > 0
+            asking = Asking(
+                request_id=request_id,
+                principal=principal,
+                envelope=envelope,
+                session=attribution.session_id,
+                priority=priority,
+                ceiling=ceiling,
+                ceiling_nanos=self._ceiling_nanos(envelope, ceiling, now_us) if limited else 0,
+                now_us=now_us,
             )
+            admission = await self._limiter.admit(asking) if limited else None
             if isinstance(admission, LimitDenied | Downgrade):
                 return admission
-            held = admission
-            if held is not None:
-                flags += held.flags
+            held = admission or self._limiter.unlimited(asking)
+            flags += held.flags
         return Ticket(self, principal, envelope, attribution, ceiling, request_id, held, flags)
 
     def open_attempt(self, ticket: Ticket) -> Intent:
