@@ -24,11 +24,12 @@ def denied(desk: Desk, standing: Standing, wait_us: int, *, units: int = 1, wait
     ("made", "wait_us", "error_type", "retry"),
     [
         (limit("rate", "requests", 5, Rolling(60_000_000)), 7_000_000, "rate_limit_error", None),
-        (limit("money", "spend", 5 * 10**9), 0, "billing_error", b"false"),
+        (limit("money", "spend", 5), 0, "billing_error", b"false"),
         (limit("quota", "tokens", 5, Cycle("week")), 0, "billing_error", b"false"),
         (limit("slots", "concurrency", 5), 0, "rate_limit_error", None),
-        (limit("huge", "tokens", 5, Rolling(60_000_000)), NEVER, "rate_limit_error", b"false"),
-        (limit("dear", "spend", 5), NEVER, "billing_error", b"false"),
+        (limit("huge", "tokens", 6, Rolling(60_000_000), strict=True), NEVER, "rate_limit_error", b"false"),
+        (limit("dear", "spend", 6, strict=True), NEVER, "billing_error", b"false"),
+        (limit("none", "requests", 0), NEVER, "billing_error", b"false"),
     ],
 )
 def test_each_window_has_the_refusal_that_makes_clients_do_right(made, wait_us, error_type, retry):
@@ -41,14 +42,36 @@ def test_each_window_has_the_refusal_that_makes_clients_do_right(made, wait_us, 
     assert made.name in fault.message
 
 
+@pytest.mark.parametrize(
+    ("made", "standing", "units", "busy"),
+    [
+        (limit("a", "spend", 100, strict=True), Standing(50, 45), 50, True),
+        (limit("a", "spend", 100, strict=True), Standing(50, 45), 51, False),
+        (limit("a", "spend", 100), Standing(99, 45), 51, True),
+        (limit("a", "spend", 100), Standing(100, 45), 1, False),
+        (limit("a", "spend", 100), Standing(120, 0), 1, False),
+        (limit("a", "requests", 100), Standing(100, 0), 1, False),
+    ],
+)
+def test_a_budget_that_is_only_held_is_busy_and_not_used_up(made, standing, units, busy):
+    """While requests under way may still give room back, the client is told to come back; when the money is gone, to stop."""
+    desk = Desk(made)
+    fault = fault_of_limit(denied(desk, standing, 0, units=units))
+    desk.close()
+    headers = dict(fault.headers)
+    assert (fault.error_type, headers.get(b"x-should-retry"), headers[b"retry-after"] == b"1") == (
+        ("rate_limit_error", None, True) if busy else ("billing_error", b"false", False)
+    )
+
+
 def test_the_sentence_of_a_budget_says_all_that_somebody_needs():
     """Name, use, what is held, reset on the clock of the limit, and whom to ask."""
     desk = Desk(limit("red's month", "spend", 50 * 10**9, Cycle("month", "Europe/Berlin"), contact="finance@example.org"))
-    message = fault_of_limit(denied(desk, Standing(49_870_000_000, 100_000_000), 0, units=200_000_000)).message
+    message = fault_of_limit(denied(desk, Standing(50_070_000_000, 100_000_000), 0, units=200_000_000)).message
     desk.close()
     for part in (
         "red's month",
-        "49.87",
+        "50.07",
         "50.00 USD",
         "0.10 held",
         "this month",
@@ -62,7 +85,7 @@ def test_the_sentence_of_a_budget_says_all_that_somebody_needs():
 @pytest.mark.parametrize(
     ("resource", "amount", "words"),
     [
-        (Resource.SPEND, 49_870_000_000, ("49.87", "USD")),
+        (Resource.SPEND, 49_870_000_000, ("50.07", "USD")),
         (Resource.SPEND, 1, ("0.000000001", "USD")),
         (Resource.SPEND, 1_234_500_000_000, ("1,234.50", "USD")),
         (Resource.SPEND, -10_000_000, ("-0.01", "USD")),

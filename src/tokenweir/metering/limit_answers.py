@@ -16,7 +16,7 @@ from tokenweir.metering.holding import Held
 from tokenweir.metering.limiter import LimitDenied
 from tokenweir.metering.spend import time_zone
 from tokenweir.money import format_usd
-from tokenweir.periods import DAY_US, Micros, to_datetime
+from tokenweir.periods import DAY_US, SECOND_US, Micros, to_datetime
 from tokenweir.wire.faults import Fault
 from tokenweir.wire.headers import Header
 from tokenweir.wire.limits import (
@@ -27,6 +27,7 @@ from tokenweir.wire.limits import (
     RateView,
     budget_headers,
     budget_refusal,
+    busy_refusal,
     closest_period,
     concurrency_refusal,
     oauth_usage,
@@ -106,14 +107,17 @@ def fault_of_limit(denied: LimitDenied) -> Fault:
     link, shortage = denied.link, denied.shortage
     bucket, standing = link.bucket, shortage.standing
     words = _words(link, standing, denied.units)
-    if shortage.wait_us == NEVER:
+    is_exact = link.limit.strict or link.limit.resource in (Resource.REQUESTS, Resource.CONCURRENCY)
+    if shortage.wait_us == NEVER and is_exact and standing.used < bucket.room:
         return too_large_refusal(words, rate=bucket.kind is not Kind.COUNTER)
+    if bucket.kind is Kind.COUNTER and standing.held and standing.used + (denied.units if is_exact else 1) <= bucket.room:
+        return busy_refusal(words, waited=denied.waited)
     rates = rate_views([(link, standing)], denied.now_us)
     match bucket.kind:
         case Kind.GAUGE:
             return concurrency_refusal(words, rates=rates, waited=denied.waited)
         case Kind.LEVEL:
-            return rate_refusal(words, wait_us=shortage.wait_us, rates=rates, waited=denied.waited)
+            return rate_refusal(words, wait_us=max(shortage.wait_us, SECOND_US), rates=rates, waited=denied.waited)
         case Kind.COUNTER:
             return budget_refusal(
                 words,

@@ -202,6 +202,12 @@ def concurrency_refusal(words: LimitWords, *, rates: Iterable[RateView] = (), wa
     return Fault(429, "rate_limit_error", message, ((b"retry-after", b"1"), *rate_headers(rates)))
 
 
+def busy_refusal(words: LimitWords, *, rates: Iterable[RateView] = (), waited: bool = False) -> Fault:
+    """A budget is not used up, but what requests under way may still use leaves no room: they give some of it back, so the client tries again soon."""
+    message = _sentence(words, "used", "has room when requests under way end", waited=waited)
+    return Fault(429, "rate_limit_error", message, ((b"retry-after", b"1"), *rate_headers(rates)))
+
+
 def budget_refusal(
     words: LimitWords,
     *,
