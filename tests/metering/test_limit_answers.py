@@ -85,7 +85,7 @@ def test_the_sentence_of_a_budget_says_all_that_somebody_needs():
 @pytest.mark.parametrize(
     ("resource", "amount", "words"),
     [
-        (Resource.SPEND, 49_870_000_000, ("50.07", "USD")),
+        (Resource.SPEND, 49_870_000_000, ("49.87", "USD")),
         (Resource.SPEND, 1, ("0.000000001", "USD")),
         (Resource.SPEND, 1_234_500_000_000, ("1,234.50", "USD")),
         (Resource.SPEND, -10_000_000, ("-0.01", "USD")),

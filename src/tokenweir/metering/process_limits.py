@@ -79,25 +79,32 @@ class ProcessLimits:
 
     async def follow(self) -> NoReturn:
         """Keep the counters true to corrections of the ledger, until cancelled."""
-        failing = False
+        failing, told_once = False, set[str]()
         while True:
             await asyncio.sleep(CORRECTIONS_EVERY_S)
             if not len(self.book):
                 continue
             try:
-                for use in await self._lookup.in_thread(self._feed.news):
-                    await self._store.charge(use.entry_id, self._charges(use))
-                    self._feed.heard(use)
+                news = await self._lookup.in_thread(self._feed.news)
+                callers = {one.key_id: one for one in self._principals()} if news else {}
+                for use in news:
+                    await self._store.charge(use.entry_id, self._charges(use, callers.get(use.key_id)))
+                    # Told twice, a look apart: the first time a bucket may have been unknown that was then seeded from an older state of the ledger.
+                    # A charge counts once for each bucket.
+                    if use.entry_id in told_once:
+                        self._feed.heard(use)
+                        told_once.discard(use.entry_id)
+                    else:
+                        told_once.add(use.entry_id)
                 failing = False
             except TokenweirError as error:
                 if not failing:
                     log(logging.WARNING, "limits_unread", error=error.code)
                 failing = True
 
-    def _charges(self, use: Use) -> list[tuple[Bucket, int]]:
-        """What a correction changes of which counters: those of the cycle in which the corrected attempt began."""
-        known = next((one for one in self._principals() if one.key_id == use.key_id), None)
-        principal = known or Principal(use.organization_id, use.team_id, use.key_id, "", "", "")
+    def _charges(self, use: Use, caller: Principal | None) -> list[tuple[Bucket, int]]:
+        """What a correction changes of which counters: those of the cycle in which the corrected attempt began. No caller: its key was revoked."""
+        principal = caller or Principal(use.organization_id, use.team_id, use.key_id, "", "", "")
         charges = []
         for limit in self.book.met(principal, use.session_id):
             if self.book.covers(limit, use.model):
