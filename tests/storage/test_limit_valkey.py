@@ -145,8 +145,12 @@ def _closed_runner() -> Iterator[None]:
     RUNNER.close()
 
 
+LEVEL = level("level", 1, refill=1, period_us=SECOND_US, enforced=False)
+
+
 @settings(max_examples=60, deadline=None)
 @given(histories())
+@example([("take", LEVEL, 0, NOW + 1), ("take", LEVEL, 1, NOW), ("take", LEVEL, 0, NOW + SECOND_US)])
 def test_levels_leak_to_the_last_fraction_as_in_python(history):
     """A history of a rolling limit is answered by the script, waits included, as by the engine with whole numbers of any size."""
     engine = Buckets("gateway-1")

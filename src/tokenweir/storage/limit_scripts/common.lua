@@ -64,7 +64,7 @@ end
 local function leak(state)
   local passed = now - state.at
   if passed < 0 then
-    if passed < -state.period then
+    if passed < -state.period or (state.used == 0 and state.num == 0) then
       state.at, state.moved = now, true
     end
     return
