@@ -151,6 +151,20 @@ def test_room_that_depends_on_past_use_must_be_put_in_first():
     assert book.chain(RED, MODEL, session="", now_us=START_US + 10).unknown
 
 
+def test_a_room_that_depends_on_corrected_use_is_unknown_again():
+    """Of that limit and seat alone; a limit without such a room is not touched."""
+    credit = Grant("g", "month", "credit", 4, effective_at_us=START_US - DAY_US)
+    made = limit("month", "requests", 1)
+    book = book_of(made, grants=(credit,))
+    (unknown,) = book.chain(RED, MODEL, session="", now_us=START_US).unknown
+    book.allow(unknown, Allowance(5, START_US + 10, ()))
+    known = book.chain(RED, MODEL, session="", now_us=START_US)
+    book.disallow(made, "other-seat")
+    assert book.chain(RED, MODEL, session="", now_us=START_US) is known
+    book.disallow(made, "")
+    assert book.chain(RED, MODEL, session="", now_us=START_US).unknown
+
+
 def test_models_are_the_same_in_any_spelling():
     """A dated id and its alias are one model; two that the card does not know are not."""
     book = book_of()

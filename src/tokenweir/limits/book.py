@@ -98,7 +98,8 @@ class LimitBook:
         self._sessions = 0
         self._chains: dict[tuple[str, str, str], Chain] = {}
         self._links: dict[tuple[str, str], Link] = {}
-        self._allowances: dict[tuple[str, str, Micros], Allowance] = {}
+        self._allowances: dict[tuple[str, str], tuple[Micros, Allowance]] = {}
+        """By limit and seat: the start of the cycle, and its room."""
 
     def __len__(self) -> int:
         return len(self._limits)
@@ -198,8 +199,14 @@ class LimitBook:
         """Say what room a link has that was not known."""
         if len(self._allowances) >= CHAINS_MAX:
             self._allowances.clear()
-        self._allowances[link.limit.limit_id, link.seat, link.starts_us] = allowance
+        self._allowances[link.limit.limit_id, link.seat] = link.starts_us, allowance
         self._links.pop((link.limit.limit_id, link.seat), None)
+
+    def disallow(self, limit: Limit, seat: str) -> None:
+        """What was used before is known to be something else by now: a room that depends on it must be worked out again."""
+        if self._allowances.pop((limit.limit_id, seat), None) is not None:
+            self._links.pop((limit.limit_id, seat), None)
+            self._chains.clear()
 
     def _make_link(self, limit: Limit, seat: str, now_us: Micros) -> Link:
         _, grants = self._limits.get(limit.limit_id, (limit, ()))
@@ -224,8 +231,8 @@ class LimitBook:
                 starts_us, ends_us = bounds(cycle, now_us)
                 until_us, known = min(until_us, ends_us), True
                 if needs_use(limit, grants):
-                    allowance = self._allowances.get((limit.limit_id, seat, starts_us))
-                    known = allowance is not None and now_us < allowance.valid_until_us
+                    of_us, allowance = self._allowances.get((limit.limit_id, seat), (starts_us, None))
+                    known = allowance is not None and of_us == starts_us and now_us < allowance.valid_until_us
                     if allowance is not None and known:
                         amount, until_us = allowance.room, min(until_us, allowance.valid_until_us)
                 bucket = _bucket(limit, f"{bucket_id}|{starts_us}", Kind.COUNTER, amount, fresh=starts_us >= complete_since_us, ends_us=ends_us)

@@ -108,7 +108,9 @@ class ProcessLimits:
         charges = []
         for limit in self.book.met(principal, use.session_id):
             if self.book.covers(limit, use.model):
-                link = self.book.link(limit, seat_of(limit.scope, principal, use.session_id), now_us=use.started_at_us)
+                seat = seat_of(limit.scope, principal, use.session_id)
+                self.book.disallow(limit, seat)  # what credits and carry-over leave may follow from the corrected attempt
+                link = self.book.link(limit, seat, now_us=use.started_at_us)
                 if link.bucket.kind is Kind.COUNTER and (by := units(limit.resource, use.sums)):
                     charges.append((link.bucket, by))
         return charges
