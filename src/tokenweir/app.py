@@ -18,7 +18,7 @@ from tokenweir.limit_ports import LimitStore
 from tokenweir.metering.journal import JournalWriter
 from tokenweir.metering.seeding import AdjustmentFeed, LedgerUse
 from tokenweir.periods import Micros
-from tokenweir.ports import SealedCredential
+from tokenweir.ports import Directory, LedgerStore, SealedCredential
 from tokenweir.pricing.rate_card import RateCard, parse_rate_card
 from tokenweir.settings import Settings
 from tokenweir.storage import engine as database
@@ -286,7 +286,7 @@ def _note_limit_store(answers: bool, why: str) -> None:
 
 
 def open_ledger_use(
-    settings: Settings, ledger: SqlLedger, directory: SqlDirectory, *, feed: AdjustmentFeed | None = None, writer: str = ""
+    settings: Settings, ledger: LedgerStore, directory: Directory, *, feed: AdjustmentFeed | None = None, writer: str = ""
 ) -> LedgerUse:
     """What the ledger and the journals say was used of limits. `writer` is the journal of the gateway that asks."""
     alone_as = "" if settings.limits.store_url is not None else writer

@@ -121,6 +121,10 @@ class LimitStore(Protocol):
         """Whether other processes count in the same buckets."""
         ...
 
+    async def open(self) -> None:
+        """Be ready, as far as that depends on us: a shared store that does not answer now is tried again later."""
+        ...
+
     async def reserve(self, hold_id: str, buckets: Sequence[Bucket], units: Sequence[int], *, now_us: Micros) -> Outcome:
         """Take `units[i]` of each bucket, held under `hold_id`, or nothing. A hold id that is there already answers as if it were new, and changes nothing."""
         ...

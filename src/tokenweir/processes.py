@@ -14,9 +14,9 @@ import secrets
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, NoReturn
 
 import uvloop
 from uvicorn import Config
@@ -39,7 +39,7 @@ from tokenweir.metering.meter import Meter
 from tokenweir.metering.process_limits import ProcessLimits
 from tokenweir.metering.seeding import AdjustmentFeed
 from tokenweir.policies import parse_network
-from tokenweir.ports import LedgerStore
+from tokenweir.ports import Clock, Directory, LedgerStore
 from tokenweir.receiver.asgi import Receiver
 from tokenweir.receiver.booking import TelemetryBooks
 from tokenweir.settings import Settings
@@ -160,80 +160,80 @@ def _recovery(settings: Settings, ledger: LedgerStore, opened: contextlib.ExitSt
 
 async def _serve(settings: Settings, listener: socket.socket, announce: Announce) -> int:
     clock, mint = app.SystemClock(), app.IdMint()
-    card = app.open_rate_card(settings)
-    engine = app.open_engine(settings, create=True, upgrade=True)
-    directory = app.open_directory(settings)
-    app.open_pepper(settings, directory)
-    alone = _be_alone(settings)
-    journal = JournalWriter(app.journal_dir(settings), settings.journal, writer=mint(clock.now_us()), on_broken=_fence)
-    ledger = app.open_ledger(settings)
-    feed = AdjustmentFeed(ledger, clock)
-    limits = ProcessLimits(
-        store=app.open_limit_store(settings, owner=journal.writer),
-        use=app.open_ledger_use(settings, ledger, directory, feed=feed, writer=journal.writer),
-        feed=feed,
-        card=card,
-        names=app.open_names_card(settings),
-        clock=clock,
-        local_share_percent=settings.limits.local_share_percent,
-    )
-    authenticator = Authenticator(directory, app.open_secrets(settings), clock, on_limits=limits.take)
-    control = Control(url_of(listener), secrets.token_urlsafe(32), os.getpid())
-    upstream = UpstreamClient(settings.upstream, environment=os.environ, clock=clock)
-    passages = Passages(settings.gateway)
-    strict = settings.journal.durability == "strict"
+    async with contextlib.AsyncExitStack() as opened:
+        opened.callback(log, logging.INFO, "stopped", role="gateway")
+        opened.enter_context(_alone(settings))
+        opened.callback(app.open_engine(settings, create=True, upgrade=True).dispose)
+        journal = JournalWriter(app.journal_dir(settings), settings.journal, writer=mint(clock.now_us()), on_broken=_fence)
+        opened.callback(journal.close)
+        directory = opened.enter_context(closing(app.open_directory(settings)))
+        app.open_pepper(settings, directory)
+        limits = _limits_of_process(settings, journal, directory, clock, opened)
+        authenticator = opened.enter_context(closing(Authenticator(directory, app.open_secrets(settings), clock, on_limits=limits.take)))
+        opened.push_async_callback(limits.close)
+        upstream = UpstreamClient(settings.upstream, environment=os.environ, clock=clock)
+        opened.push_async_callback(upstream.close)
+        passages = Passages(settings.gateway)
+        control = Control(url_of(listener), secrets.token_urlsafe(32), os.getpid())
+        strict = settings.journal.durability == "strict"
 
-    def mint_request_id() -> str:
-        return f"req_tw_{mint(clock.now_us())}"
+        def mint_request_id() -> str:
+            return f"req_tw_{mint(clock.now_us())}"
 
-    gateway = Gateway(
-        messages=Messages(
-            authenticator=authenticator,
-            meter=Meter(journal=journal, card=card, clock=clock, mint=mint, limiter=limits.limiter),
-            card=app.open_names_card(settings),
-            courier=Courier(upstream=upstream, journal=journal, settings=settings.upstream, clock=clock, strict=strict),
-            relay=Relay(journal=journal, strict=strict),
+        gateway = Gateway(
+            messages=Messages(
+                authenticator=authenticator,
+                meter=Meter(journal=journal, card=app.open_rate_card(settings), clock=clock, mint=mint, limiter=limits.limiter),
+                card=app.open_names_card(settings),
+                courier=Courier(upstream=upstream, journal=journal, settings=settings.upstream, clock=clock, strict=strict),
+                relay=Relay(journal=journal, strict=strict),
+                passages=passages,
+                body_bytes_max=settings.gateway.body_bytes_max,
+            ),
+            limits=LimitRoutes(
+                authenticator=authenticator, standings=limits.standings, waits=limits.room.report, control_token=control.token, clock=clock
+            ),
             passages=passages,
-            body_bytes_max=settings.gateway.body_bytes_max,
-        ),
-        limits=LimitRoutes(
-            authenticator=authenticator, standings=limits.standings, waits=limits.room.report, control_token=control.token, clock=clock
-        ),
-        passages=passages,
-        mint_request_id=mint_request_id,
-        ready=lambda: None if authenticator.ready and journal.broken is None else "starting",
-        trusted_proxies=tuple(map(parse_network, settings.gateway.trusted_proxies)),
-        connections_max=settings.gateway.connections_max,
-    )
-    server = _make_server(settings, gateway, passages, mint_request_id)
-    try:
+            mint_request_id=mint_request_id,
+            ready=lambda: None if authenticator.ready and journal.broken is None else "starting",
+            trusted_proxies=tuple(map(parse_network, settings.gateway.trusted_proxies)),
+            connections_max=settings.gateway.connections_max,
+        )
+        server = _make_server(settings, gateway, passages, mint_request_id)
         await authenticator.load()
         await limits.start(authenticator.principals)
         await upstream.start()
         write_control(settings.data_dir, control)
-        async with asyncio.TaskGroup() as tasks:
-            following = tasks.create_task(authenticator.follow())
-            correcting = tasks.create_task(limits.follow())
-            announcing = tasks.create_task(_announce_when_listening(server, listener, announce))
-            try:
-                await server.serve(sockets=[listener])
-            finally:
-                following.cancel()
-                correcting.cancel()
-                announcing.cancel()
-    finally:
-        remove_control(settings.data_dir, control)
-        await upstream.close()
-        await limits.close()
-        authenticator.close()
-        directory.close()
-        ledger.close()
-        journal.close()
-        engine.dispose()
-        if alone is not None:
-            os.close(alone)
-        log(logging.INFO, "stopped", role="gateway")
+        opened.callback(remove_control, settings.data_dir, control)
+        await _serve_beside(server, listener, announce, authenticator.follow(), limits.follow())
     return 0
+
+
+async def _serve_beside(server: GatewayServer, listener: socket.socket, announce: Announce, *beside: Coroutine[Any, Any, NoReturn]) -> None:
+    """Serve until the end, with what keeps the process up to date beside it."""
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(one) for one in (*beside, _announce_when_listening(server, listener, announce))]
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            for task in running:
+                task.cancel()
+
+
+def _limits_of_process(
+    settings: Settings, journal: JournalWriter, directory: Directory, clock: Clock, opened: contextlib.AsyncExitStack
+) -> ProcessLimits:
+    ledger = opened.enter_context(closing(app.open_ledger(settings)))
+    feed = AdjustmentFeed(ledger, clock)
+    return ProcessLimits(
+        store=app.open_limit_store(settings, owner=journal.writer),
+        use=app.open_ledger_use(settings, ledger, directory, feed=feed, writer=journal.writer),
+        feed=feed,
+        card=app.open_rate_card(settings),
+        names=app.open_names_card(settings),
+        clock=clock,
+        local_share_percent=settings.limits.local_share_percent,
+    )
 
 
 async def _receive(settings: Settings, listener: socket.socket, announce: Announce) -> int:
@@ -280,16 +280,22 @@ async def _receive(settings: Settings, listener: socket.socket, announce: Announ
     return 0
 
 
-def _be_alone(settings: Settings) -> int | None:
-    """Make sure that no other process counts the limits of this data directory in a memory of its own; returns what holds the claim."""
+@contextlib.contextmanager
+def _alone(settings: Settings) -> Iterator[None]:
+    """Make sure that no other process counts the limits of this data directory in a memory of its own, for as long as the block lasts."""
     if settings.limits.store_url is not None:
-        return None
+        yield
+        return
+    app.prepare_data_dir(settings)
     claim = take_lock(settings.data_dir / LIMITS_LOCK)
     if claim is None:
         raise SettingsInvalid(
             f"another gateway process serves {settings.data_dir} and counts its limits in memory; end it, or set limits.store_url for both"
         )
-    return claim
+    try:
+        yield
+    finally:
+        os.close(claim)
 
 
 def _make_server(settings: Settings, gateway: Gateway, passages: Passages, mint_request_id: Callable[[], str]) -> GatewayServer:

@@ -72,6 +72,7 @@ class ProcessLimits:
     async def start(self, principals: Callable[[], Sequence[Principal]]) -> None:
         """Count what was used before. What cannot be read now is read when the first request needs it. `principals` tells who may call now."""
         self._principals = principals
+        await self._store.open()
         try:
             await self.standings.report(principals(), waits={}, now_us=self._clock.now_us())
         except TokenweirError as error:

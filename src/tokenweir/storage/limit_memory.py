@@ -21,6 +21,9 @@ class MemoryLimitStore:
     def __init__(self, owner: str = "") -> None:
         self.buckets = Buckets(owner)
 
+    async def open(self) -> None:
+        """It is there."""
+
     async def reserve(self, hold_id: str, buckets: Sequence[Bucket], units: Sequence[int], *, now_us: Micros) -> Outcome:
         """Take all or nothing."""
         return self.buckets.reserve(hold_id, buckets, units, now_us=now_us)
