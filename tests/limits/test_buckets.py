@@ -29,6 +29,33 @@ def standing(buckets: Buckets, bucket: Bucket, now_us: int = NOW) -> Standing | 
     return buckets.standings([bucket], now_us=now_us)[0]
 
 
+# Buckets that nobody knows yet
+
+
+def test_use_that_comes_while_the_ledger_is_read_is_not_lost():
+    """A request ends of which the new bucket is not told: what is read from before is not believed, what is read after it is."""
+    buckets, new = Buckets(), counter("new", fresh=False)
+    buckets.reserve("h1", [counter()], [1], now_us=NOW)
+    assert buckets.reserve("h2", [new], [1], now_us=NOW) == Unseeded((0,))
+    buckets.settle("h1", [1], also=[(new, 7)], now_us=NOW + 5)
+    buckets.seed([Seed(new, 0, at_us=NOW)])
+    assert standing(buckets, new) is None
+    buckets.seed([Seed(new, 0, at_us=NOW)])
+    buckets.seed([Seed(new, 7, at_us=NOW + 6)])
+    assert standing(buckets, new, NOW + 6) == Standing(7, 0)
+
+
+def test_where_requests_end_all_the_time_the_ledger_is_not_read_for_ever():
+    """After two readings that something came in between of, it is added on top: never too little."""
+    buckets, new = Buckets(), counter("new", room=10**9, fresh=False)
+    for n in range(3):
+        buckets.reserve(f"h{n}", [counter()], [1], now_us=NOW)
+        buckets.settle(f"h{n}", [1], also=[(new, 7)], now_us=NOW + 10 * n + 5)
+        assert standing(buckets, new) is None
+        buckets.seed([Seed(new, 100, at_us=NOW + 10 * n)])
+    assert standing(buckets, new) == Standing(107, 0)
+
+
 # Time
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from metering.limit_desk import BLUE, MODEL, RED, START_US, Desk, limit, settled
 from tokenweir.errors import ShuttingDown, StoreUnavailable
@@ -135,6 +136,56 @@ async def test_an_unknown_counter_is_asked_of_the_ledger_once(desks):
     admissions = await asyncio.gather(*(desk.admit() for _ in range(20)))
     assert sum(isinstance(one, Held) for one in admissions) == 1
     assert len(desk.ledger.asked) == 1
+
+
+@pytest.mark.parametrize("read_again", [False, True])
+async def test_what_ends_while_the_ledger_is_read_for_a_new_limit_is_counted_once(desks, read_again):
+    """A limit is set while a request runs, and the request ends while somebody reads what was used: before or after its record was read."""
+    desks.append(desk := Desk(limit("old", "tokens", 10**9)))
+    running = await desk.admit()
+    assert isinstance(running, Held)
+    desk.book.update([(limit("new", "tokens", 10**9, created_at_us=START_US), ())])
+    real = desk.lookup.seeds
+    read: list[int] = []
+
+    async def seeds(links):
+        desk.clock.us += 10
+        found = [replace(seed, at_us=desk.clock.us) for seed in await real(links)]
+        if not read:
+            desk.clock.us += 10
+            running.add(settled(Usage(600)), START_US)
+            running.end()
+            desk.clock.us += 10
+            # From now on the ledger has it; the first reading may have had it already.
+            desk.ledger.used["new|"] = 600
+            found = [replace(seed, used=600 * read_again) for seed in found]
+        read.append(1)
+        return found
+
+    desk.limiter.use.seeds = seeds  # type: ignore[method-assign]
+    held = await desk.admit()
+    assert isinstance(held, Held)
+    held.end()
+    assert await desk.stand() == {"old": (600, 0), "new": (600, 0)}
+
+
+async def test_grants_that_change_while_their_room_is_worked_out_are_not_mixed_up(desks):
+    """The room that was worked out from the grants of before is not taken for that of now."""
+    quarter_us = START_US - START_US % 900_000_000 - 900_000_000
+    month = limit("month", "requests", 1)
+    one, two = (Grant(name, "month", "credit", 1, effective_at_us=quarter_us) for name in ("one", "two"))
+    desks.append(desk := Desk(month, grants=[one]))
+    desk.ledger.phases = [0]
+    real = desk.ledger.allowance
+
+    def allowance(link, grants):
+        made = real(link, grants)
+        if len(grants) == 1:
+            desk.book.update([(month, (one, two))])
+        return made
+
+    desk.ledger.allowance = allowance  # type: ignore[method-assign]
+    assert [isinstance(await desk.admit(), Held) for _ in range(4)] == [True, True, True, False]
 
 
 async def test_a_ledger_that_cannot_be_read_refuses_nothing_as_a_429(desks):

@@ -26,6 +26,7 @@ from typing import Final, TypeAlias
 
 from tokenweir.limits.bucket import NEVER, Bucket, Hold, Kind, Outcome, Refused, Reserved, Seed, Shortage, Standing, Unseeded
 from tokenweir.limits.gcra import leak, rescale, wait_us, whole_units
+from tokenweir.limits.late_use import LateUse
 from tokenweir.periods import DAY_US, SECOND_US, Micros
 
 KEPT_US: Final = 2 * DAY_US
@@ -75,6 +76,7 @@ class Buckets:
         """Ids of all states, in the order in which they are looked at to be forgotten."""
         self._holds: dict[str, _Held] = {}
         self._callbacks: list[Callable[[str], None]] = []
+        self._late = LateUse()
 
     def __len__(self) -> int:
         return len(self._states)
@@ -203,6 +205,7 @@ class Buckets:
             other = self._states.get(bucket.bucket_id)
             if other is None or other.kind is not bucket.kind:
                 if not bucket.fresh or bucket.kind is _GAUGE:
+                    self._late.note(bucket.bucket_id, use, now_us)
                     continue
                 other = _State(bucket, 0, now_us)
                 self._keep([(bucket.bucket_id, other)], now_us)
@@ -231,13 +234,16 @@ class Buckets:
         self._tell(given_back)
 
     def seed(self, seeds: Sequence[Seed]) -> None:
-        """Tell what was used of buckets that are not known; those that are stay as they are."""
+        """Tell what was used of buckets that are not known; those that are stay as they are. One that may lack late use stays unknown, to be read again."""
         for seed in seeds:
             bucket = seed.bucket
             state = self._states.get(bucket.bucket_id)
             if bucket.kind is _GAUGE or (state is not None and state.kind is bucket.kind):
                 continue
-            state = _State(bucket, seed.used, seed.at_us)
+            late = self._late.beside(seed)
+            if late is None:
+                continue
+            state = _State(bucket, seed.used + late, seed.at_us)
             state.charges = dict.fromkeys(seed.included) or None
             self._keep([(bucket.bucket_id, state)], seed.at_us)
 

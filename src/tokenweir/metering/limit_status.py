@@ -10,11 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
+from tokenweir.errors import StoreUnavailable
 from tokenweir.limit_ports import LimitStore
 from tokenweir.limits.book import LimitBook, Link, seat_of
 from tokenweir.limits.bucket import Kind, Standing
 from tokenweir.limits.limit import Limit
-from tokenweir.metering.limit_use import UseLookup
+from tokenweir.metering.limit_use import SEEDINGS_MAX, UseLookup
 from tokenweir.metering.waiting import LimitWaits
 from tokenweir.periods import Micros
 from tokenweir.principals import Principal
@@ -74,11 +75,13 @@ class LimitStandings:
             await self._use.allowances(unknown)
             links = [self._book.link(limit, seat, now_us=now_us) for limit, seat in listed]
         buckets = [link.bucket for link in links]
-        found = await self._store.standings(buckets, now_us=now_us)
-        if missing := [link for link, standing in zip(links, found, strict=True) if standing is None]:
-            await self._store.seed(await self._use.seeds(missing))
+        for _ in range(SEEDINGS_MAX):
             found = await self._store.standings(buckets, now_us=now_us)
-        return [(link, standing or Standing()) for link, standing in zip(links, found, strict=True)]
+            missing = [link for link, standing in zip(links, found, strict=True) if standing is None]
+            if not missing:
+                return [(link, standing) for link, standing in zip(links, found, strict=True) if standing is not None]
+            await self._store.seed(await self._use.seeds(missing))
+        raise StoreUnavailable("what was used of the limits cannot be read now")
 
 
 def seats(limit: Limit, principals: Iterable[Principal]) -> list[str]:

@@ -19,6 +19,9 @@ from tokenweir.limits.limit import Grant
 
 R = TypeVar("R")
 
+SEEDINGS_MAX = 4
+"""How often a bucket may be found unknown before it is said that the store cannot be used: it is read twice again where uses come in between."""
+
 
 class LedgerReader(Protocol):
     """Reads use from the ledger and the journal; see `seeding.LedgerUse`. Raises StoreUnavailable."""
@@ -82,9 +85,11 @@ class UseLookup:
     async def allowances(self, links: Sequence[Link]) -> None:
         """Work out the rooms that depend on past use, and put them in the book."""
         for link in links:
-            found = self._book.find(link.limit.limit_id)
+            found, version = self._book.find(link.limit.limit_id), self._book.version
             grants = found[1] if found is not None else ()
-            self._book.allow(link, await self.in_thread(lambda link=link, grants=grants: self._reader.allowance(link, grants)))  # type: ignore[misc]
+            allowance = await self.in_thread(lambda link=link, grants=grants: self._reader.allowance(link, grants))  # type: ignore[misc]
+            if version == self._book.version:  # otherwise it may be of grants that are no more
+                self._book.allow(link, allowance)
 
     async def in_thread(self, work: Callable[[], R]) -> R:
         """Do something that reads the ledger, in the one thread that does."""

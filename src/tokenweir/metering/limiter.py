@@ -23,7 +23,7 @@ from tokenweir.limits.estimate import Estimator
 from tokenweir.limits.last_room import last_room
 from tokenweir.limits.limit import Action
 from tokenweir.metering.holding import Asking, Held, Holder
-from tokenweir.metering.limit_use import UseLookup
+from tokenweir.metering.limit_use import SEEDINGS_MAX, UseLookup
 from tokenweir.metering.local_share import LocalShare
 from tokenweir.metering.waiting import WaitingRoom
 from tokenweir.money import Nanos
@@ -36,8 +36,6 @@ from tokenweir.usage import Usage
 
 _DECISIONS = LIMIT_DECISIONS.values
 _ADMITTED = ("admitted", "all")
-SEEDINGS_MAX = 3
-"""How often a request may find a bucket unknown before it is told that the store cannot be used."""
 
 
 class LimitDenied(msgspec.Struct, frozen=True):
