@@ -97,7 +97,7 @@ async def _read_stores(settings: Settings, records: list[LimitRecord]) -> list[L
             Principal(key.organization_id, key.team_id, key.key_id, key.organization, key.team, key.name, key.owner, key.tags)
             for key in directory.keys(revoked=False)
         ]
-        store = wiring.open_limit_store(settings, owner="status")
+        store = wiring.open_limit_store(settings, owner=f"status-{wiring.IdMint()(clock.now_us())}")
         lookup = UseLookup(wiring.open_ledger_use(settings, ledger, directory), book)
         try:
             return await LimitStandings(store=store, book=book, use=lookup).report(principals, waits={}, now_us=clock.now_us())
