@@ -501,6 +501,51 @@ async def test_a_request_that_went_away_while_it_asked():
         assert await store.standings([counter()], now_us=NOW) == [Standing()]
 
 
+async def test_a_request_that_went_away_gives_back_what_was_taken_at_once():
+    """Nothing was sent, so the number of requests is what it was: the counter must agree with the ledger, which has no attempt."""
+    requests = counter("requests", taken=True)
+    async with opened(limit_settings(shared_server(), store_timeout_ms=5_000)) as store:
+        asking = asyncio.ensure_future(store.reserve("h1", [requests, counter("tokens")], [1, 5], now_us=NOW))
+        await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await store.settled()
+        assert await store.standings([requests, counter("tokens")], now_us=NOW) == [Standing(), Standing()]
+
+
+async def test_requests_under_way_at_a_flush_are_counted_when_they_end(server):
+    """What was taken at once is held again after the flush, since the ledger does not know it yet: no room is given out twice, and it is used in the end."""
+    requests = counter("requests", room=3, taken=True, fresh=False)
+    async with opened(limit_settings(server)) as store:
+        await store.seed([Seed(requests, 0, NOW)])
+        for hold_id in ("h1", "h2"):
+            await store.reserve(hold_id, (requests,), (1,), now_us=NOW)
+        server.ask("FLUSHALL")
+        with pytest.raises(StoreUnavailable):
+            await store.reserve("h3", (requests,), (1,), now_us=NOW)
+        await until(lambda: store.up)
+        await store.seed([Seed(requests, 0, NOW)])
+        assert await store.standings((requests,), now_us=NOW) == [Standing(0, 2)]
+        assert isinstance(await store.reserve("h3", (requests,), (1,), now_us=NOW), Reserved)
+        assert isinstance(await store.reserve("h4", (requests,), (1,), now_us=NOW), Refused)
+        store.settle("h1", (0,), now_us=NOW)  # sent once
+        store.settle("h2", (-1,), now_us=NOW)  # never sent
+        store.settle("h3", (1,), now_us=NOW)  # sent twice
+        await store.settled()
+        assert await store.standings((requests,), now_us=NOW) == [Standing(3, 0)]
+
+
+async def test_numbers_that_no_script_can_count_do_not_keep_a_hold():
+    """A provider that states absurd counts ends its hold all the same: the counter is at the most there is."""
+    async with opened(limit_settings(shared_server())) as store:
+        await store.reserve("h1", [counter("spend", room=AMOUNT_MAX)], [1], now_us=NOW)
+        store.settle("h1", [2**70], also=[(counter("other"), 2**70)], now_us=NOW)
+        await store.settled()
+        assert await store.holds() == []
+        assert (await store.standings([counter("spend")], now_us=NOW))[0].held == 0
+
+
 async def test_scripts_that_the_server_forgot(server):
     """Reservations and settlements go on as if nothing had happened."""
     async with opened(limit_settings(server, store_timeout_ms=2_000)) as store:

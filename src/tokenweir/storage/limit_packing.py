@@ -44,8 +44,8 @@ def pack_buckets(buckets: Sequence[Bucket]) -> bytes:
 
 
 def pack_units(units: Iterable[int]) -> bytes:
-    """The numbers in their order."""
-    numbers = tuple(units)
+    """The numbers in their order; those that no script can count are the most there is."""
+    numbers = tuple(max(-SAFE, min(number, SAFE)) for number in units)
     return struct.pack(f"<{len(numbers)}q", *numbers)
 
 

@@ -168,7 +168,8 @@ class ValkeyLimitStore:
         except (StoreUnavailable, asyncio.CancelledError):
             # It may have been taken, or still be: nobody will use it.
             if hold_id not in self._own:
-                self._keep(_Settlement(hold_id, None, (b"", b"", b"")))
+                given_back = pack_units(-asked if bucket.taken else 0 for bucket, asked in zip(buckets, units, strict=True))
+                self._keep(_Settlement(hold_id, None, (given_back, b"", b"")))
             raise
         if reply[0] == 0:
             count = len(buckets)

@@ -103,11 +103,17 @@ local function read_buckets(packed, position)
     local kind, enforced, taken, ends_streams, fresh, room, refill, period, ends, id
     kind, enforced, taken, ends_streams, fresh, room, refill, period, ends, id, position = unpack_from('<BBBBBi8i8i8i8I2c0', packed, position)
     buckets[i] = {
-      id = id, kind = kind, enforced = enforced == 1, taken = taken == 1, ends_streams = ends_streams == 1, fresh = fresh == 1,
+      id = id, kind = kind, enforced = enforced == 1, taken = taken == 1, retaken = taken == 2, ends_streams = ends_streams == 1, fresh = fresh == 1,
       room = room, refill = refill, period = period, ends = ends,
     }
   end
   return buckets, position
+end
+
+-- One bucket as it is read. `taken` is 2 for one that was taken at once and is held since the server forgot it; see restore.lua.
+local function pack_bucket(b, taken)
+  return struct.pack('<BBBBBi8i8i8i8I2c0', b.kind, b.enforced and 1 or 0, taken, b.ends_streams and 1 or 0, b.fresh and 1 or 0,
+    b.room, b.refill, b.period, b.ends, #b.id, b.id)
 end
 
 local function read_state(raw)

@@ -45,6 +45,7 @@ for i, bucket in ipairs(buckets) do
   local units, use_of_it = units_at(holding, i), 0
   if bucket.taken then units = 0 end
   if used ~= '' then use_of_it = units_at(used, i) end
+  if bucket.retaken then use_of_it = use_of_it + units end
   if not s and bucket.kind == LEVEL and use_of_it > 0 then s = new_state(bucket, true) end -- it had run empty
   if s and (units ~= 0 or use_of_it ~= 0) then
     s.held = math.max(0, s.held - units)
