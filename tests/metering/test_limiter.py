@@ -244,6 +244,17 @@ async def test_without_the_store_budgets_fail_closed(desks, closed):
         await desk.admit()
 
 
+async def test_without_the_store_a_request_larger_than_the_share_is_not_called_too_large(desks):
+    """It fits its limit, and would be told for good that it does not: that would be a failure of ours told as the caller's."""
+    desks.append(desk := Desk(limit("rate", "output_tokens", 2_000, MINUTE, strict=True), store=Gone("writer")))
+    with pytest.raises(StoreUnavailable, match="rate"):
+        await desk.admit(max_tokens=1_000)
+    assert isinstance(await desk.admit(max_tokens=500), Held)
+    denied = await desk.admit(max_tokens=2_001)
+    assert isinstance(denied, LimitDenied)
+    assert denied.shortage.wait_us == NEVER
+
+
 async def test_without_the_store_limits_that_only_watch_refuse_nothing(desks):
     """A shadow budget that cannot be read lets requests pass."""
     desks.append(desk := Desk(limit("trial", "spend", 10**9, shadow=True), store=Gone("writer")))

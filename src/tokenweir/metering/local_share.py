@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from tokenweir.errors import StoreUnavailable
 from tokenweir.limits.book import Chain, Link
-from tokenweir.limits.bucket import Bucket, Kind, Outcome
+from tokenweir.limits.bucket import NEVER, Bucket, Kind, Outcome, Refused
 from tokenweir.limits.buckets import Buckets
 from tokenweir.limits.limit import Resource
 from tokenweir.periods import Micros
@@ -26,11 +26,18 @@ class LocalShare:
         self._buckets = Buckets()
 
     def reserve(self, hold_id: str, chain: Chain, units: Sequence[int], *, now_us: Micros) -> Outcome:
-        """Room in the shares of all limits, or in none; raises StoreUnavailable if a limit that may refuse has no share."""
+        """Room in the shares of all limits, or in none; raises StoreUnavailable if a limit that may refuse has no share, or too small a one."""
         for link in chain.links:
             if link.bucket.enforced and not _is_rate(link):
                 raise StoreUnavailable(f"{link.limit.name} cannot be read now, and without it nothing may be spent")
-        return self._buckets.reserve(hold_id, [self._shared(link) for link in chain.links], units, now_us=now_us)
+        outcome = self._buckets.reserve(hold_id, [self._shared(link) for link in chain.links], units, now_us=now_us)
+        if isinstance(outcome, Refused):
+            for shortage in outcome.shortages:
+                link = chain.links[shortage.index]
+                # It can never fit the share, but it fits the limit: to say that it is too large would be wrong for good.
+                if shortage.wait_us == NEVER and units[shortage.index] <= link.bucket.room:
+                    raise StoreUnavailable(f"{link.limit.name} cannot be read now, and the request is larger than what may be used without")
+        return outcome
 
     def settle(self, hold_id: str, used: Sequence[int], *, now_us: Micros) -> None:
         """End a hold that was taken here."""
