@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 
 from metering.limit_desk import CARD, RED, START_US, Clock, limit
@@ -37,6 +38,9 @@ class Books:
 
     def heard(self, use):
         self.corrections.remove(use)
+
+    def whose(self, use):
+        return msgspec.structs.replace(RED, key_id=use.key_id, owner="bob@example.org")
 
 
 def record(made, **more) -> LimitRecord:
@@ -102,6 +106,17 @@ async def test_a_correction_of_the_ledger_reaches_the_counters(limits):
     books.corrections.append(Use("adj", START_US, START_US, "org", "team_red", "key_1", "claude-sonnet-5-5", "", Sums(cost_nanos=-3)))
     await spent(made, 1)
     assert (await used(made))["blue"] == 4
+    following.cancel()
+
+
+async def test_a_correction_of_a_revoked_key_reaches_its_owner_and_its_tags(limits):
+    """Who may not call any more still has an owner: the counter that the attempt was charged to is the one that is corrected."""
+    made, books = limits
+    made.take([record(limit("spend", "spend", 10**12, scope={"user": "bob@example.org"}))], whole=True)
+    await made.start(lambda: [msgspec.structs.replace(RED, owner="bob@example.org")])
+    following = asyncio.ensure_future(made.follow())
+    books.corrections.append(Use("adj", START_US, START_US, "org", "team_red", "key_gone", "claude-sonnet-5-5", "", Sums(cost_nanos=-3)))
+    await spent(made, 1)
     following.cancel()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, NoReturn
 
 from tokenweir.errors import TokenweirError
@@ -48,6 +49,7 @@ class ProcessLimits:
         self.room = WaitingRoom(clock)
         self._principals: Callable[[], Sequence[Principal]] = tuple
         self._store = store
+        self._use = use
         self._clock = clock
         self._lookup = UseLookup(use, self.book)
         self._feed = feed
@@ -89,7 +91,10 @@ class ProcessLimits:
                 news = await self._lookup.in_thread(self._feed.news)
                 callers = {one.key_id: one for one in self._principals()} if news else {}
                 for use in news:
-                    await self._store.charge(use.entry_id, self._charges(use, callers.get(use.key_id)))
+                    caller = callers.get(use.key_id)
+                    if caller is None:  # its key was revoked
+                        caller = await self._lookup.in_thread(partial(self._use.whose, use))
+                    await self._store.charge(use.entry_id, self._charges(use, caller))
                     # Told twice, a look apart: the first time a bucket may have been unknown that was then seeded from an older state of the ledger.
                     # A charge counts once for each bucket.
                     if use.entry_id in told_once:
@@ -103,9 +108,8 @@ class ProcessLimits:
                     log(logging.WARNING, "limits_unread", error=error.code)
                 failing = True
 
-    def _charges(self, use: Use, caller: Principal | None) -> list[tuple[Bucket, int]]:
-        """What a correction changes of which counters: those of the cycle in which the corrected attempt began. No caller: its key was revoked."""
-        principal = caller or Principal(use.organization_id, use.team_id, use.key_id, "", "", "")
+    def _charges(self, use: Use, principal: Principal) -> list[tuple[Bucket, int]]:
+        """What a correction changes of which counters: those of the cycle in which the corrected attempt began."""
         charges = []
         for limit in self.book.met(principal, use.session_id):
             if self.book.covers(limit, use.model):

@@ -27,6 +27,7 @@ from tokenweir.metering.spend import Span, spans
 from tokenweir.periods import DAY_US, QUARTER_US, SECOND_US, Micros, day_start, quarter_start
 from tokenweir.ports import Clock, KeyRecord, LedgerSnapshot, LedgerStore, Use
 from tokenweir.pricing.rate_card import RateCard
+from tokenweir.principals import Principal
 
 FINE_PERIOD_US: Final = 3_600 * SECOND_US
 """Levels of periods up to this are worked out from single attempts, those of longer ones from 15-minute cells."""
@@ -187,6 +188,11 @@ class LedgerUse:
         since_us = finished[-1][1] if finished else bounds(limit.window, now_us)[0]
         *used, used_since = self.used_in(limit, seat, [*finished, (since_us, quarter_start(now_us) + QUARTER_US)])
         return granting.balances(limit, grants, used, used_since, now_us)
+
+    def whose(self, use: Use) -> Principal:
+        """Who used it, as far as limits ask; also a key that was revoked. Raises StoreUnavailable."""
+        owner, tags = self._keys.of(use.key_id)
+        return Principal(use.organization_id, use.team_id, use.key_id, "", "", "", owner, tags)
 
     # Reading.
 
