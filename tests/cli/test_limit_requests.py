@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tokenweir.cli.root import app as tokenweir
+from tokenweir.wire.limits import LimitWords, rate_refusal
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +104,13 @@ def test_wrong_use_is_one_sentence_exit_code_2_and_nothing_changed(run, argument
     assert result.stdout == ""
     assert re.fullmatch(r"tokenweir: [^\n]+\n", result.stderr)
     assert as_json(run("request", "list", "--json")) == []
+
+
+@pytest.mark.parametrize("window", [("--resource", "requests", "--window", "rolling:60s"), ("--resource", "concurrency")])
+def test_the_command_in_the_refusal_of_a_rate_asks_for_more(run, window):
+    """What has no cycle needs an end to be asked for: the sentence names one, and the command works as it stands."""
+    limit_id = as_json(run("limit", "set", "--team", "red", "--amount", "5", *window, "--json"))["id"]
+    sentence = rate_refusal(LimitWords(limit_id, "rate", "5", "5", "requests"), wait_us=1).message
+    program, *arguments = sentence.partition("ask for more: ")[2].replace("AMOUNT", "5").replace("TEXT", "tides").split()
+    asked = as_json(run(*arguments, "--json"))
+    assert (program, asked["limit_id"], asked["state"]) == ("tokenweir", limit_id, "pending")

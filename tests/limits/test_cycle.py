@@ -267,7 +267,7 @@ def test_concurrency_has_no_window():
         ("quarter", {"anchor": "3"}, "anchor '3' of a quarter is not the month and day on which the fiscal year begins; write it like 04-01"),
         ("year", {"anchor": "02-30"}, "anchor '02-30' of a year is not the month and day on which the fiscal year begins"),
         ("year", {"anchor": "13-01"}, "anchor '13-01' of a year is not the month and day"),
-        ("14d", {}, "anchor '' of every:14d is not a date on which a cycle begins; write it like 2026-11-16"),
+        ("14d", {}, "anchor is missing; every:14d needs the date on which one of its cycles begins, like 2026-11-16"),
         ("14d", {"anchor": "2026-02-30"}, "anchor '2026-02-30' of every:14d is not a date on which a cycle begins"),
         ("14d", {"anchor": "20261116"}, "anchor '20261116' of every:14d is not a date on which a cycle begins"),
         ("0d", {"anchor": "2026-11-16"}, "window 'every:0d': a cycle is between 1 and 366 days long"),

@@ -267,7 +267,7 @@ def test_a_rate_says_when_to_come_back(wait_us, seconds, in_words):
     fault = rate_refusal(RATE, wait_us=wait_us, rates=[RateView("requests", 60, 0, RESET_US)])
     assert (fault.status, fault.error_type) == (429, "rate_limit_error")
     assert fault.message == (
-        f"Tokenweir: burst: 60 of 60 requests used per minute · has room in {in_words} · ask for more: tokenweir request create lim_9 --amount AMOUNT --reason TEXT"
+        f"Tokenweir: burst: 60 of 60 requests used per minute · has room in {in_words} · ask for more: tokenweir request create lim_9 --amount AMOUNT --reason TEXT --until 2h"
     )
     assert fault.headers[0] == (b"retry-after", seconds)
     assert read_headroom(fault.headers).requests == Room(60, 0, "2026-08-08T00:00:00Z")
@@ -291,14 +291,14 @@ def test_concurrency_asks_to_come_back_soon():
     assert (fault.status, fault.error_type, fault.headers[0]) == (429, "rate_limit_error", (b"retry-after", b"1"))
     assert fault.message == (
         "Tokenweir: eight at once: 8 of 8 requests at once · has room when one of them ends · no room came while it was queued"
-        " · ask #platform or: tokenweir request create lim_4 --amount AMOUNT --reason TEXT"
+        " · ask #platform or: tokenweir request create lim_4 --amount AMOUNT --reason TEXT --until 2h"
     )
 
 
 @pytest.mark.parametrize(("rate", "error_type"), [(True, "rate_limit_error"), (False, "billing_error")])
 @pytest.mark.parametrize(("fits", "sentence"), [(None, "a smaller max_tokens or a shorter prompt"), (4_100, "max_tokens 4,100")])
 def test_what_can_never_fit_says_what_would(rate, error_type, fits, sentence):
-    words = LimitWords("lim_7", "small", "9.10", "10.00", "USD", "this month", held="0.20", asked="12.80")
+    words = LimitWords("lim_7", "small", "9.10", "10.00", "USD", "this month", held="0.20", asked="12.80", resets="2026-12-01 00:00 UTC")
     fault = too_large_refusal(words, rate=rate, max_tokens_fits=fits)
     assert (fault.status, fault.error_type, fault.headers) == (429, error_type, ((b"x-should-retry", b"false"),))
     assert fault.message == (
@@ -308,7 +308,7 @@ def test_what_can_never_fit_says_what_would(rate, error_type, fits, sentence):
 
 
 def test_a_limit_of_nothing_gives_no_false_hope():
-    fault = too_large_refusal(LimitWords("lim_0", "closed", "0", "0", "requests", "today"), rate=False)
+    fault = too_large_refusal(LimitWords("lim_0", "closed", "0", "0", "requests", "today", resets="2026-11-23 00:00 UTC"), rate=False)
     assert (
         fault.message
         == "Tokenweir: closed: 0 of 0 requests used today · no request fits this limit · ask for more: tokenweir request create lim_0 --amount AMOUNT --reason TEXT"

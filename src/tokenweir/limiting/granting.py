@@ -116,7 +116,7 @@ def checked_span(limit: Limit, kind: GrantKind, from_us: Micros | None, until_us
     starts_us = quarter_start(now_us if from_us is None else from_us)
     if until_us is None and kind != "credit":
         if not isinstance(limit.window, Cycle):
-            raise ValueError(f"limit {limit.name} has no cycle that an increase could end with; say until when")
+            raise ValueError(f"limit {limit.name} has no cycle that an increase could end with; say until when, such as --until 2h")
         until_us = bounds(limit.window, max(starts_us, now_us))[1]
     if until_us is None:
         return starts_us, None

@@ -175,6 +175,8 @@ def _calendar(cycle: Cycle) -> tuple[tzinfo, _Step]:
         if not 1 <= cycle.length_days <= CYCLE_DAYS_MAX:
             raise ValueError(f"window 'every:{cycle.length_days}d': a cycle is between 1 and {CYCLE_DAYS_MAX} days long")
         first = _date(anchor) if re.fullmatch(r"\d{4}-\d\d-\d\d", anchor, re.ASCII) else None
+        if not anchor:
+            raise ValueError(f"anchor is missing; every:{cycle.length_days}d needs the date on which one of its cycles begins, like 2026-11-16")
         if first is None:
             raise ValueError(f"anchor {anchor!r} of every:{cycle.length_days}d is not a date on which a cycle begins; write it like 2026-11-16")
         return zone, _every_days(cycle.length_days, first.toordinal())

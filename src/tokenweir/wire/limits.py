@@ -278,6 +278,9 @@ def _brackets(words: LimitWords) -> str:
 
 def _ask(words: LimitWords) -> str:
     command = f"tokenweir request create {_plain(words.limit_id)} --amount AMOUNT --reason TEXT"
+    if not words.resets:
+        # Nothing ends with a cycle here, so whoever asks says until when.
+        command += " --until 2h"
     return f"ask {_plain(words.contact)} or: {command}" if words.contact else f"ask for more: {command}"
 
 
