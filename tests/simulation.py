@@ -35,6 +35,11 @@ class RunningSimulator:
         with urllib.request.urlopen(f"{self.url}/sim/state", timeout=10) as answer:
             return json.load(answer)
 
+    def advance(self, milliseconds: int) -> None:
+        """Move its clock forward."""
+        with urllib.request.urlopen(f"{self.url}/sim/clock?advance_ms={milliseconds}", data=b"", timeout=10) as answer:
+            answer.read()
+
     def stop(self) -> int:
         """End it as an operator would; returns the exit code."""
         self.process.terminate()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tokenweir.simulator.scenario import Match, Occasion, Rule, Rulebook, ScenarioInvalid, read_scenario
@@ -74,6 +76,35 @@ def test_a_wrong_scenario_names_what_is_wrong(tmp_path, text, says):
     file.write_text(text)
     with pytest.raises(ScenarioInvalid, match=says):
         read_scenario(file)
+
+
+@pytest.mark.parametrize("match", ["batch = true, path = '/v1/*'", "batch = true, stream = true", "custom_id = 'a'"])
+def test_a_rule_that_could_never_match_is_refused(tmp_path, match):
+    file = tmp_path / "s.toml"
+    file.write_text(f"[[rules]]\ndo = 'output=1'\nmatch = {{ {match} }}\n")
+    with pytest.raises(ScenarioInvalid, match="a batch has"):
+        read_scenario(file)
+
+
+def test_rules_are_about_messages_lines_or_the_routes_of_batches():
+    book = Rulebook(
+        [
+            Rule(do="output=1", match=Match(batch=True, custom_id="a*")),
+            Rule(do="output=2", match=Match(path="/v1/messages/batches*", method="DELETE")),
+            Rule(do="output=3"),
+        ],
+        seed=1,
+    )
+    route = {"path": "/v1/messages/batches/x"}
+    asked = [{}, {"custom_id": "ab", "path": ""}, {"custom_id": "b", "path": ""}, route, {**route, "method": "DELETE"}]
+    assert [book.directives(occasion(**more)).get("output") for more in asked] == ["3", "1", None, None, "2"]
+
+
+def test_the_documented_scenario_can_be_read(tmp_path):
+    document = (Path(__file__).resolve().parents[2] / "docs" / "SIMULATOR.md").read_text()
+    file = tmp_path / "s.toml"
+    file.write_text(document.split("```toml\n")[1].split("```")[0])
+    assert read_scenario(file).batches.speed == 60
 
 
 def test_an_absent_scenario_is_named(tmp_path):

@@ -33,8 +33,9 @@ def simulator(
     from tokenweir.app import SystemClock, open_rate_card
     from tokenweir.errors import OperatorError
     from tokenweir.settings import load_settings
+    from tokenweir.simulator.process import open_journal, ready_line, run
     from tokenweir.simulator.scenario import Scenario, read_scenario
-    from tokenweir.simulator.server import Simulator, open_journal, ready_line, run
+    from tokenweir.simulator.server import Simulator
 
     plan = read_scenario(scenario) if scenario else Scenario()
     asked = {"event_ms": pace, "ttfb_ms": ttfb, "event_tokens": event_tokens}

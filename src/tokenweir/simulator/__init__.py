@@ -9,6 +9,14 @@ counterpart of `wire`: it spells the provider's keys on purpose and shares no re
     prompt_cache prefix hashing, look-back, TTLs                     rate_limits token buckets and their headers
     directives   what a request or a scenario may ask of it          scenario   the file of rules
     composition  Ask → Answer: blocks, usage, what is billed         stream     Answer → SSE frames or JSON
-    delivery     sends an answer, paced and spoilt as directed       truth      the journal
-    server       routes, readiness, and the process
+    delivery     sends an answer, paced and spoilt as directed       replies    sends everything short
+    truth        the journal                                         world      what all routes share, the clock too
+    server       routes, and one attempt from its first byte on      process    readiness, signals
+    paging       lists in pages                                      spool      records on disk
+
+Message Batches:
+
+    batch_intake  body → rows, as it comes in                        batches       a batch as it passes its time (pure)
+    batch_work    row → line of results and line of the journal      batch_results sends results
+    batch_routes  the routes, and whose batches are whose
 """

@@ -12,6 +12,7 @@ import http
 import socket
 import struct
 import termios
+from collections.abc import AsyncIterator
 from typing import Any, cast
 
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -102,22 +103,27 @@ class Exchange:
 
     async def read_body(self) -> bytes:
         """The whole body; raises Refusal above the provider's limit, ClientLeft if it does not come."""
-        pieces, size = [], 0
-        if int(self.header(b"content-length") or 0) > BODY_BYTES_MAX:
+        found = [piece async for piece in self.pieces(BODY_BYTES_MAX)]
+        return b"".join(found) if len(found) > 1 else found[0]
+
+    async def pieces(self, bytes_max: int) -> AsyncIterator[bytes]:
+        """The body as it comes, at least one piece, none of which is kept here; raises like `read_body`."""
+        size = 0
+        if int(self.header(b"content-length") or 0) > bytes_max:
             raise Refusal(413, "request_too_large", "Request exceeds the maximum size")
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise ClientLeft
-            piece = message["body"]
-            size += len(piece)
-            if size > BODY_BYTES_MAX:
+            size += len(message["body"])
+            if size > bytes_max:
                 raise Refusal(413, "request_too_large", "Request exceeds the maximum size")
-            pieces.append(piece)
             if not message["more_body"]:
                 # A large last piece leaves reading paused, and a paused transport does not notice that the client leaves.
                 self._flow.resume_reading()
-                return b"".join(pieces) if len(pieces) > 1 else pieces[0]
+                yield message["body"]
+                return
+            yield message["body"]
 
     def plan_faults(self, *, cut_at: int, cut_by: str, chunk: int) -> None:
         """Break off after so many bytes of body; write in chunks of so many bytes."""

@@ -15,11 +15,11 @@ from tokenweir.simulator.composition import Answer, Outcome, Tally
 from tokenweir.simulator.connection import Cut, Exchange
 from tokenweir.simulator.directives import NEVER, Directives
 from tokenweir.simulator.refusals import envelope, named
+from tokenweir.simulator.replies import JSON, prelude
 from tokenweir.simulator.scenario import Pace
 from tokenweir.simulator.stream import PING, Frame, frames, message_object, note_frame
 
 _BATCH_BYTES = 32 * 1024
-JSON = b"content-type: application/json\r\n"
 EVENTS = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n"
 
 
@@ -42,7 +42,7 @@ class Delivery:
         self._wanted = wanted
         self._event_tokens = pace.event_tokens
         self._ping_ms = pace.ping_ms
-        self._ttfb_ms = pace.ttfb_ms if wanted.ttfb is None else wanted.ttfb
+        self._ttfb_ms = pace.ttfb_ms
         self._event_ms = pace.event_ms if wanted.pace is None else wanted.pace
         self._began = began
         self._closing = closing
@@ -55,14 +55,7 @@ class Delivery:
 
     async def send(self, lines: bytes, *, stream: bool) -> None:
         """Send it all; raises Ended if it comes to that."""
-        wanted, exchange = self._wanted, self._exchange
-        exchange.plan_faults(cut_at=wanted.cut, cut_by=wanted.cut_by, chunk=wanted.chunk)
-        if wanted.interim:
-            await exchange.interim(wanted.interim)
-        await exchange.pause(wanted.stall_head)
-        await exchange.pause(self._ttfb_ms)
-        if wanted.cut_head:
-            await exchange.cut(wanted.cut_by)
+        await prelude(self._exchange, self._wanted, ttfb_ms=self._ttfb_ms)
         self._began()
         if stream:
             await self._send_events(lines)

@@ -19,6 +19,7 @@ HEADER = b"x-sim-"
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
 Duration = Annotated[float, msgspec.Meta(ge=-1, le=86_400_000)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Position = Annotated[int, msgspec.Meta(ge=-1)]
 
 
@@ -55,6 +56,15 @@ class Directives(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     chunk: Count = 0
     interim: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
 
+    # Batches
+    batch_delay: Duration | None = None
+    batch_canceling: Duration | None = None
+    batch_expires: Annotated[float, msgspec.Meta(ge=0, le=86_400_000)] | None = None
+    batch_errors: Share = 0
+    batch_error: str = "overloaded_error"
+    batch_hangs: Share = 0
+    line_delay: Duration = 0
+
     # Breaking off
     cut: Position = NEVER
     cut_head: bool = False
@@ -76,6 +86,8 @@ class Directives(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
 NAMES = Directives.__struct_fields__
 PLAIN = Directives()
+BATCH_PREFIX = "batch_"
+"""Directives of a whole batch; any of its lines may carry them."""
 _NAMES = frozenset(NAMES)
 
 

@@ -104,6 +104,7 @@ class RateLimiter:
         self._table = table
         self._classes: dict[tuple[str, str], ClassLimits] = {}
         self._counting: dict[str, ClassLimits] = {}
+        self._batching: dict[str, ClassLimits] = {}
 
     def limits(self, workspace: str, limit_class: str, *, fast: bool, now_s: float) -> ClassLimits:
         """The buckets of a workspace for a class of models; fast requests have their own."""
@@ -120,6 +121,19 @@ class RateLimiter:
         if found is None:
             found = self._counting[workspace] = ClassLimits(Limits(requests=self._table.count_requests), fast=False, now_s=now_s)
         return found
+
+    def batching(self, workspace: str, *, now_s: float) -> ClassLimits:
+        """The buckets of the routes of batches, which are apart too."""
+        found = self._batching.get(workspace)
+        if found is None:
+            found = self._batching[workspace] = ClassLimits(Limits(requests=self._table.batch_requests), fast=False, now_s=now_s)
+        return found
+
+    def check_queue(self, queued: int, more: int, *, described: str) -> None:
+        """Refuse lines beyond those that a workspace may have waiting."""
+        if queued + more > (most := self._table.batch_queued):
+            text = f"This request would exceed your organization's limit of {most:,} batch requests in the processing queue ({described})."
+            raise Refusal(429, "rate_limit_error", text, retry_after=60)
 
 
 _seconds: dict[int, bytes] = {}

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from hashlib import blake2b
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from tokenweir.errors import OperatorError
 from tokenweir.simulator.directives import BadDirective, build, split_directives
+
+BATCHES = "/v1/messages/batches"
 
 
 class ScenarioInvalid(OperatorError):
@@ -52,6 +54,10 @@ class LimitTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Beats the class for that workspace."""
     count_requests: Annotated[int, msgspec.Meta(ge=1)] = 1_000_000
     """count_tokens requests per minute and workspace."""
+    batch_requests: Annotated[int, msgspec.Meta(ge=1)] = 1_000_000
+    """Requests to the routes of batches per minute and workspace."""
+    batch_queued: Annotated[int, msgspec.Meta(ge=1)] = 1_000_000_000
+    """Lines of a workspace's batches that may wait at the same time."""
 
 
 class CacheTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,10 +67,31 @@ class CacheTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     long_ms: Annotated[int, msgspec.Meta(ge=1)] = 3_600_000
 
 
+class BatchTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How batches pass their time. All of these lengths are divided by `speed`."""
+
+    delay_ms: Annotated[float, msgspec.Meta(ge=-1)] = 0
+    """Until the last line of a batch is done; -1: never by itself."""
+    canceling_ms: Annotated[float, msgspec.Meta(ge=-1)] = 0
+    """How long a batch is `canceling`; -1: until it expires."""
+    lifetime_ms: Annotated[float, msgspec.Meta(gt=0)] = 86_400_000
+    """Until it expires."""
+    archive_ms: Annotated[float, msgspec.Meta(gt=0)] = 29 * 86_400_000
+    """After its creation its results are gone."""
+    speed: Annotated[float, msgspec.Meta(gt=0)] = 1
+    owner: Literal["key", "workspace"] = "key"
+    """Who finds a batch again: the key that created it, or every key of its workspace."""
+
+
 class Match(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"from_": "from"}):
     """The conditions of a rule; all must hold. Texts are patterns with `*` and `?`."""
 
     path: str = ""
+    """Without it a rule is about messages, not about the routes of batches."""
+    method: str = ""
+    batch: bool = False
+    """Whether the rule is about the lines of batches (which have no path, method or headers) instead of requests."""
+    custom_id: str = ""
     model: str = ""
     workspace: str = ""
     stream: bool | None = None
@@ -97,6 +124,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pace: Pace = Pace()
     limits: LimitTable = LimitTable()
     cache: CacheTimes = CacheTimes()
+    batches: BatchTimes = BatchTimes()
     keys: tuple[str, ...] = ()
     """The only credentials accepted; without any, every credential is."""
     models: tuple[ExtraModel, ...] = ()
@@ -112,6 +140,9 @@ class Occasion(msgspec.Struct, frozen=True):
     workspace: str
     stream: bool
     headers: Sequence[tuple[bytes, bytes]]
+    method: str = "POST"
+    custom_id: str | None = None
+    """Of a line of a batch; None for a request."""
 
 
 class Rulebook:
@@ -145,8 +176,9 @@ def read_scenario(path: Path) -> Scenario:
         text = path.read_bytes()
         values = tomllib.loads(text.decode()) if path.suffix == ".toml" else msgspec.json.decode(text)
         scenario = msgspec.convert(values, Scenario)
-        for rule in scenario.rules:
+        for number, rule in enumerate(scenario.rules):
             build(split_directives(rule.do) if isinstance(rule.do, str) else rule.do)
+            _check_match(rule.match, number)
     except OSError as error:
         raise ScenarioInvalid(f"cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.MsgspecError, BadDirective) as error:
@@ -154,8 +186,22 @@ def read_scenario(path: Path) -> Scenario:
     return scenario
 
 
+def _check_match(match: Match, number: int) -> None:
+    """A rule that could never match is a mistake."""
+    if match.batch and (match.path or match.method or match.header or match.stream):
+        raise ScenarioInvalid(f"rules.{number}: a line of a batch has no path, method or header and is no stream")
+    if match.custom_id and not match.batch:
+        raise ScenarioInvalid(f"rules.{number}: only a line of a batch has a custom_id: add batch = true")
+
+
 def _fits(match: Match, occasion: Occasion) -> bool:
-    if match.path and not fnmatchcase(occasion.path, match.path):
+    if match.batch != (occasion.custom_id is not None):
+        return False
+    if match.custom_id and not fnmatchcase(occasion.custom_id or "", match.custom_id):
+        return False
+    if not fnmatchcase(occasion.path, match.path) if match.path else occasion.path.startswith(BATCHES):
+        return False
+    if match.method and not fnmatchcase(occasion.method, match.method):
         return False
     if match.model and not fnmatchcase(occasion.model, match.model):
         return False

@@ -13,6 +13,7 @@ import msgspec
 
 from tokenweir.simulator.composition import Answer, Outcome, Part, Tally
 from tokenweir.simulator.directives import Directives
+from tokenweir.simulator.truth import Bill
 from tokenweir.usage import Segment, Usage
 
 _encode = msgspec.json.encode
@@ -43,6 +44,19 @@ def usage_object(outcome: Outcome, answer: Answer, wanted: Directives) -> dict[s
     if answer.speed:
         found["speed"] = answer.speed
     return found
+
+
+def bill_of(answer: Answer, outcome: Outcome, wanted: Directives) -> Bill:
+    """What the journal of truth says of it."""
+    return Bill(
+        model=answer.model,
+        usage=outcome.usage,
+        segments=outcome.billed,
+        raw=usage_object(outcome, answer, wanted),
+        service_tier=answer.service_tier,
+        speed=answer.speed,
+        inference_geo=answer.inference_geo,
+    )
 
 
 def message_object(answer: Answer, outcome: Outcome, wanted: Directives) -> dict[str, Any]:
