@@ -61,7 +61,7 @@ def test_a_credit_a_top_up_and_an_increase_are_given_and_shown(run):
     assert "(increase): 2 at the same time for four" in increase.stdout
     coming = as_json(run("grant", "increase", "four", "--amount", "1", "--from", "1d", "--until", "2d", "--json"))
     assert coming["state"] == "coming"
-    assert [one["kind"] for one in as_json(run("grant", "list", "--json"))] == ["credit", "credit", "increase", "increase"]
+    assert [one["kind"] for one in as_json(run("grant", "list", "--json"))] == ["credit", "topup", "increase", "increase"]
     assert as_json(run("limit", "show", "b", "--json"))["grants"][0] == credit
     shown = run("grant", "list", "--limit", "b").stdout
     assert "top-up" in shown

@@ -76,7 +76,7 @@ def test_a_limit_is_set_and_shown_with_all_that_was_said(run):
     assert as_json(run("limit", "show", done["id"], "--json")) == done
     assert as_json(run("limit", "list", "--json")) == [done]
     shown = run("limit", "show", done["id"]).stdout
-    for words in (done["id"], "all of it", "key ci of team red, session s", "1,500,000 output tokens per week (Europe/Berlin, from 3)", "ana@x"):
+    for words in (done["id"], "all of it", "key ci of team red, session s", "1,500,000 output tokens per week (Europe/Berlin, from Wednesday)", "ana@x"):
         assert words in shown
     assert "queue up to 45s, strict, shadow, carry-over" in shown
 
@@ -227,3 +227,27 @@ def test_wrong_use_is_one_sentence_exit_code_2_and_nothing_changed(run, argument
 def test_an_unknown_limit_says_how_to_list_them(run):
     for command in ("show", "remove", "history"):
         assert "tokenweir limit list" in run("limit", command, "nobody", code=2).stderr
+
+
+def test_parts_that_are_nobodys_so_far_are_remarked_upon(run):
+    """A slip of the pen in an owner, a tag or a model makes a limit that never counts anything: it is set, and said."""
+    told = run(
+        *("limit", "set", "--org", "--user", "nobody", "--tag", "none", "--resource", "requests", "--amount", "5", "--window", "day"),
+        *("--models", "claude-ops-*,claude-opus-*,claude-sonnet-4-5", "--action", "downgrade", "--to", "claude-nano"),
+    ).stderr
+    assert [word in told for word in ("'nobody'", "'none'", "'claude-ops-*'", "'claude-nano'")] == [True] * 4
+    assert [word in told for word in ("claude-opus-*", "claude-sonnet-4-5")] == [False] * 2
+
+
+@pytest.mark.parametrize(
+    ("window", "anchor", "words"),
+    [("week", "7", "per week (from Sunday)"), ("month", "31", "per month (from day 31)"), ("quarter", "02-01", "per quarter (from 02-01)")],
+)
+def test_where_a_cycle_begins_is_said_in_words(run, window, anchor, words):
+    told = run("limit", "set", "--org", "--resource", "requests", "--amount", "5", "--window", window, "--anchor", anchor).stdout
+    assert f"5 requests {words} for" in told
+
+
+def test_the_whole_organization_and_a_team_contradict_each_other(run):
+    told = run("limit", "set", "--org", "--team", "red", "--resource", "requests", "--amount", "5", "--window", "day", code=2).stderr
+    assert "--org is the whole organization" in told

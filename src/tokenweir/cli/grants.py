@@ -48,7 +48,10 @@ def add(
     config: ConfigOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Give a credit: burned when the amount of a cycle is used up, over as many cycles as it lasts."""
+    """Give a credit, burned over as many cycles as it lasts.
+
+    It is burned when the amount of a cycle is used up.
+    """
     more = {"priority": priority, "rollover_min": rollover_min, "rollover_max": rollover_max}
     _add(limit, "credit", begins, until, config, data_dir, as_json=as_json, amount=amount, reason=reason, **more)
 
@@ -65,7 +68,10 @@ def top_up(
     config: ConfigOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Give more for the running cycle alone; nothing of it is left for the next."""
+    """Give more for the running cycle alone.
+
+    Nothing of it is left for the next.
+    """
     _add(limit, "topup", "", "", config, data_dir, as_json=as_json, amount=amount, reason=reason, priority=priority)
 
 
@@ -77,7 +83,11 @@ def increase(
     amount: AmountOption,
     begins: FromOption = "",
     until: Annotated[
-        str, typer.Option("--until", help="When it ends by itself: a date, a time, or how long from now. With the cycle if not said.")
+        str,
+        typer.Option(
+            "--until",
+            help="When it ends by itself: a date, a time, or how long from now. With the cycle if not said; a rolling limit and concurrency need it.",
+        ),
     ] = "",
     reason: ReasonOption = "",
     as_json: JsonOption = False,
@@ -111,8 +121,9 @@ def list_(
     if as_json:
         print_json([plain_grant(one, now_us) for one in grants])
         return
-    print_grants(grants, now_us)
-    if not grants:
+    if grants:
+        print_grants(grants, now_us)
+    else:
         note("No grants here. Give one with: tokenweir grant topup LIMIT --amount AMOUNT")
 
 
@@ -125,7 +136,10 @@ def void(
     config: ConfigOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
-    """End a grant now; what was used on the strength of it stays used."""
+    """End a grant now.
+
+    What was used on the strength of it stays used.
+    """
     from tokenweir import app as wiring
     from tokenweir import limiting
     from tokenweir.cli.limit_fields import plain_grant
@@ -188,4 +202,6 @@ def _add(limit: str, kind: Any, begins: str, until: str, config: Path | None, da
 
 
 def _kind(granted: Granted) -> str:
-    return "top-up" if granted.grant.kind == "credit" and granted.grant.rollover_max == 0 else granted.grant.kind
+    from tokenweir.cli.limit_fields import grant_kind
+
+    return grant_kind(granted.grant).replace("topup", "top-up")

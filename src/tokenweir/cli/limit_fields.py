@@ -6,13 +6,18 @@ decimal text), and null for what is not there. Change with it: docs/LIMITS.md.
 
 from __future__ import annotations
 
+import calendar
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenweir.limit_ports import LimitRecord
     from tokenweir.limiting import Asked, Granted
-    from tokenweir.limits.limit import Limit, Resource
+    from tokenweir.limits.limit import Cycle, Grant, Limit, Resource
     from tokenweir.periods import Micros
+    from tokenweir.ports import KeyRecord
+    from tokenweir.pricing.rate_card import RateCard
 
 
 def plain_limit(record: LimitRecord, now_us: Micros) -> dict[str, Any]:
@@ -22,7 +27,7 @@ def plain_limit(record: LimitRecord, now_us: Micros) -> dict[str, Any]:
     from tokenweir.limits.limit import Cycle
 
     limit, scope = record.limit, record.limit.scope
-    calendar = limit.window if isinstance(limit.window, Cycle) else None
+    cycle = limit.window if isinstance(limit.window, Cycle) else None
     return {
         "id": limit.limit_id,
         "name": limit.name,
@@ -41,8 +46,8 @@ def plain_limit(record: LimitRecord, now_us: Micros) -> dict[str, Any]:
         "resource": limit.resource.value,
         **_amount(limit.amount, limit.resource),
         "window": window_text(limit.window) or None,
-        "timezone": None if calendar is None else calendar.timezone,
-        "anchor": None if calendar is None else calendar.anchor or None,
+        "timezone": None if cycle is None else cycle.timezone,
+        "anchor": None if cycle is None else cycle.anchor or None,
         "models": list(limit.models),
         "action": limit.action.value,
         "queue_ms": limit.queue_ms or None,
@@ -65,7 +70,7 @@ def plain_grant(granted: Granted, now_us: Micros) -> dict[str, Any]:
         "id": grant.grant_id,
         "limit_id": grant.limit_id,
         "limit": limit.name,
-        "kind": grant.kind,
+        "kind": grant_kind(grant),
         "resource": limit.resource.value,
         **_amount(grant.amount, limit.resource),
         "state": grant_state(granted, now_us),
@@ -103,6 +108,11 @@ def plain_request(asked: Asked, now_us: Micros) -> dict[str, Any]:
     }
 
 
+def grant_kind(grant: Grant) -> str:
+    """`credit`, `topup` or `increase`, by the command that gives it: a top-up is a credit of which nothing is left for the next cycle."""
+    return "topup" if grant.kind == "credit" and grant.rollover_max == 0 else grant.kind
+
+
 def grant_state(granted: Granted, now_us: Micros) -> str:
     """`voided`, `ended`, `coming` or `running`."""
     grant = granted.grant
@@ -128,15 +138,25 @@ def amount_of(amount: int, resource: Resource) -> str:
             return f"{text} {resource.replace('_', ' ')}"
 
 
+def _begins(cycle: Cycle) -> str:
+    match cycle.unit:
+        case "week":
+            return f"from {calendar.day_name[int(cycle.anchor) - 1]}"
+        case "month":
+            return f"from day {cycle.anchor}"
+        case _:
+            return f"from {cycle.anchor}"
+
+
 def window_of(limit: Limit) -> str:
-    """`per month (Europe/Berlin, from 15)`, `in 60s`; empty for concurrency."""
+    """`per month (Europe/Berlin, from day 15)`, `in 60s`; empty for concurrency."""
     from tokenweir.limits.cycle import window_text
     from tokenweir.limits.limit import Cycle
 
     text = window_text(limit.window)
     if not isinstance(limit.window, Cycle):
         return text.replace("rolling:", "in ").replace(":burst=", ", burst ")
-    more = ([] if limit.window.timezone == "UTC" else [limit.window.timezone]) + ([f"from {limit.window.anchor}"] if limit.window.anchor else [])
+    more = ([] if limit.window.timezone == "UTC" else [limit.window.timezone]) + ([_begins(limit.window)] if limit.window.anchor else [])
     return f"per {text}".replace("per every:", "every ") + (f" ({', '.join(more)})" if more else "")
 
 
@@ -152,6 +172,25 @@ def action_of(limit: Limit) -> str:
         words += f" to {limit.downgrade_to}"
     flags = [name for name, on in (("strict", limit.strict), ("shadow", limit.shadow), ("carry-over", limit.carry_over)) if on]
     return ", ".join([words, *flags])
+
+
+def nobodys_words(limit: Limit, keys: Iterable[KeyRecord], card: RateCard) -> list[str]:
+    """A remark for each part of a limit that is nobody's or no model's so far: it may be meant for what is to come, or be a slip of the pen."""
+    scope, found = limit.scope, []
+    own = [key for key in keys if key.organization_id == scope.organization_id]
+    if scope.user and not any(scope.user == key.owner for key in own):
+        found.append(f"No key has the owner {scope.user!r} yet; see: tokenweir key list")
+    if scope.tag and not any(scope.tag in key.tags for key in own):
+        found.append(f"No key has the tag {scope.tag!r} yet; see: tokenweir key list")
+    known = [name for facts in card.models() for name in (facts.model, *facts.aliases)]
+    found += [
+        f"The rate card knows no model {pattern!r}; until there is one, nothing is covered by that."
+        for pattern in limit.models
+        if card.resolve(pattern) is None and not any(fnmatchcase(name, pattern) for name in known)
+    ]
+    if limit.downgrade_to and card.resolve(limit.downgrade_to) is None:
+        found.append(f"The rate card knows no model {limit.downgrade_to!r} to send requests to.")
+    return found
 
 
 def field_of(record: LimitRecord, field: str) -> str:
@@ -174,6 +213,19 @@ def field_of(record: LimitRecord, field: str) -> str:
             return "yes" if getattr(limit, field) else "no"
         case _:
             return str(getattr(limit, field)) or "none"
+
+
+def time_left(wait_us: Micros) -> str:
+    """How long until then, in its two largest units, rounded up to a second: `8d 6h`, `2h 5m`, `9s`."""
+    left = -(-max(0, wait_us) // 1_000_000)
+    parts: list[str] = []
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count and len(parts) < 2:
+            parts.append(f"{count}{unit}")
+        elif parts:
+            break
+    return " ".join(parts) or "0s"
 
 
 def when(at_us: Micros | None, *, none: str = "-") -> str:

@@ -33,7 +33,11 @@ def create(
     amount: Annotated[str, typer.Option("--amount", help="How much more, in the unit of the limit; spend in USD.")],
     reason: Annotated[str, typer.Option("--reason", help="What it is for.")],
     until: Annotated[
-        str, typer.Option("--until", help="Until when: a date, a time, or how long from now. To the end of the cycle if not said.")
+        str,
+        typer.Option(
+            "--until",
+            help="Until when: a date, a time, or how long from now. To the end of the cycle if not said; a rolling limit and concurrency need it.",
+        ),
     ] = "",
     as_json: JsonOption = False,
     config: ConfigOption = None,
@@ -77,6 +81,9 @@ def list_(
     if as_json:
         print_json([plain_request(one, now_us) for one in found])
         return
+    if not found:
+        note("No requests here. Ask for more with: tokenweir request create LIMIT --amount AMOUNT --reason TEXT")
+        return
     rows = [
         [
             one.request.request_id,
@@ -91,8 +98,6 @@ def list_(
         for one in found
     ]
     print_table(["request", "limit", "more", "until", "state", "by", "at", "reason"], rows)
-    if not found:
-        note("No requests here. Ask for more with: tokenweir request create LIMIT --amount AMOUNT --reason TEXT")
 
 
 @request_app.command("show")

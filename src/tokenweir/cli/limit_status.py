@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokenweir.cli.limits import limit_app
-from tokenweir.cli.output import ConfigOption, DataDirOption, JsonOption, note, print_json, print_table, reporting_failures
+from tokenweir.cli.output import ConfigOption, DataDirOption, JsonOption, fits, note, print_json, print_table, reporting_failures
 
 if TYPE_CHECKING:
     from tokenweir.limit_ports import LimitRecord
+    from tokenweir.limits.limit import Limit
     from tokenweir.metering.limit_status import LimitStatus
+    from tokenweir.periods import Micros
     from tokenweir.settings import Settings
 
 ROWS_MAX = 200
@@ -24,7 +26,7 @@ ROWS_MAX = 200
 @limit_app.command("status")
 @reporting_failures
 def status(
-    limit: Annotated[list[str] | None, typer.Argument(metavar="[LIMIT]...", help="Ids or names; all if none.", show_default=False)] = None,
+    limit: Annotated[list[str] | None, typer.Argument(metavar="LIMIT", help="Ids or names; all if none.", show_default=False)] = None,
     team: Annotated[str, typer.Option("--team", help="Only limits of this team and its keys.")] = "",
     as_json: JsonOption = False,
     config: ConfigOption = None,
@@ -40,15 +42,17 @@ def status(
         records = [show_limit(limits, one) for one in limit] if limit else list_limits(directory, limits, team=team)
         names = {key.key_id: f"{key.team}/{key.name}" for key in directory.keys(revoked=True)} | {one.team_id: one.team for one in directory.teams()}
     found, source = read_statuses(settings, records)
+    order = {record.limit.limit_id: place for place, record in enumerate(records)}
+    found.sort(key=lambda one: order[one[1].limit_id])  # stable: the seats of a limit stay as they are
+    now_us = wiring.SystemClock().now_us()
     if as_json:
-        now_us = wiring.SystemClock().now_us()
         print_json([_record(record, one, now_us) for record, one in found])
         return
     if not found:
-        note("no limit is set; set one with: tokenweir limit set --team TEAM --resource spend --amount 100 --window month")
+        note("No limits here. Set one with: tokenweir limit set --team TEAM --resource spend --amount 100 --window month")
         return
-    _print(found, names)
-    note(f"read from {source}")
+    _print(found, names, now_us)
+    note(f"Read from {source}.")
 
 
 def read_statuses(settings: Settings, records: list[LimitRecord]) -> tuple[list[tuple[LimitRecord, LimitStatus]], str]:
@@ -133,32 +137,42 @@ def _record(record: LimitRecord, one: LimitStatus, now_us: int) -> dict[str, Any
     }
 
 
-def _print(found: list[tuple[LimitRecord, LimitStatus]], names: dict[str, str]) -> None:
-    from tokenweir.metering.limit_answers import amount_words, period_words, reset_words
+def _print(found: list[tuple[LimitRecord, LimitStatus]], names: dict[str, str], now_us: Micros) -> None:
+    from tokenweir.metering.limit_answers import amount_words, period_words
 
-    rows = []
+    wide, narrow = [], []
     for record, one in found[:ROWS_MAX]:
         limit = record.limit
-
-        def words(units: int | None, resource: Any = limit.resource) -> str:
-            return "?" if units is None else amount_words(resource, units)[0]
-
-        share = "" if one.used is None or not one.room else f"{100 * (one.used + (one.held or 0)) // one.room} %"
-        resets = reset_words(limit, one.resets_at_us) if one.resets_at_us is not None else ""
-        unit = amount_words(limit.resource, 0)[1]
-        seat = names.get(one.seat, one.seat)
-        rows.append(
-            [
-                limit.limit_id,
-                limit.name + (f" · {seat}" if seat else "") + (" (shadow)" if limit.shadow else ""),
-                words(one.used),
-                words(one.held),
-                words(one.room),
-                f"{unit} {period_words(limit)}".strip(),
-                share,
-                resets or (f"{one.waits.waiting} waiting" if one.waits is not None and one.waits.waiting else ""),
-            ]
-        )
-    print_table(["id", "limit", "used", "held", "of", "unit", "full", "resets"], rows, right=("used", "held", "of", "full"))
+        name = limit.name + _whose(one.seat, names) + (" (shadow)" if limit.shadow else "")
+        used, held, room = ("-" if units is None else amount_words(limit.resource, units)[0] for units in (one.used, one.held, one.room))
+        unit = f"{amount_words(limit.resource, 0)[1]} {period_words(limit)}".strip()
+        share = "-" if one.used is None or not one.room else f"{100 * (one.used + (one.held or 0)) // one.room} %"
+        wide.append([limit.limit_id, name, used, held, room, unit, share, _resets(limit, one, now_us, short=False)])
+        # A narrow terminal has no room for the ids, which `limit list` has, and the share is seen from what is used of what.
+        narrow.append([name, f"{used} of {room} {unit}", held, _resets(limit, one, now_us, short=True)])
+    columns = ["id", "limit", "used", "held", "of", "unit", "full", "resets"]
+    if fits(columns, wide):
+        print_table(columns, wide, right=("used", "held", "of", "full"))
+    else:
+        print_table(["limit", "used", "held", "resets in"], narrow, right=("held",))
     if len(found) > ROWS_MAX:
-        note(f"and {len(found) - ROWS_MAX} more; --json has them all, or name a limit or a --team")
+        note(f"And {len(found) - ROWS_MAX} more; --json has them all, or name a limit or a --team.")
+
+
+def _whose(seat: str, names: dict[str, str]) -> str:
+    if seat == "*":
+        return " (sessions are not listed)"
+    return f" · {names.get(seat, seat)}" if seat else ""
+
+
+def _resets(limit: Limit, one: LimitStatus, now_us: Micros, *, short: bool) -> str:
+    """When a cycle ends, or all of a rolling limit has flowed back; else how many wait for it."""
+    from tokenweir.cli.limit_fields import time_left
+    from tokenweir.metering.limit_answers import reset_words
+
+    if one.waits is not None and one.waits.waiting:
+        return f"{one.waits.waiting} waiting"
+    if one.resets_at_us is None or one.resets_at_us <= now_us:
+        return "-"
+    left = time_left(one.resets_at_us - now_us)
+    return left if short else reset_words(limit, one.resets_at_us) or f"in {left}"

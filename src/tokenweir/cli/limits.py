@@ -58,12 +58,18 @@ def set_(
     config: ConfigOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Set a limit; one that is there already is changed to be exactly as said."""
+    """Set a limit, or change it.
+
+    A limit is a statement of how it shall be: an option that is left out is as if it had never been given.
+    """
     from tokenweir import app as wiring
     from tokenweir import limiting
+    from tokenweir.cli.limit_fields import nobodys_words
     from tokenweir.settings import load_settings
 
-    if org == bool(team or key):
+    if org and (team or key):
+        raise ValueError("--org is the whole organization; leave it out, or leave out --team and --key")
+    if not (org or team or key):
         raise ValueError("say whose use is limited: --org, --team TEAM or --key KEY")
     settings = load_settings(config, **({"data_dir": data_dir} if data_dir else {}))
     now_us = wiring.SystemClock().now_us()
@@ -96,7 +102,10 @@ def set_(
             now_us=now_us,
             entropy=os.urandom,
         )
+        nobody = nobodys_words(done.limit.limit, directory.keys(revoked=False), wiring.open_names_card(settings))
     _show_set(done, now_us, as_json=as_json)
+    for words in nobody:
+        note(words)
 
 
 @limit_app.command("list")
@@ -124,6 +133,9 @@ def list_(
     if as_json:
         print_json([plain_limit(one, now_us) for one in records])
         return
+    if not records:
+        note("No limits here. Set one with: tokenweir limit set --team TEAM --resource spend --amount 100 --window month")
+        return
     rows = [
         [
             one.limit.limit_id,
@@ -137,8 +149,6 @@ def list_(
         for one in records
     ]
     print_table(["id", "name", "whose", "limit", "models", "at the limit", "grants"], rows, right=["grants"])
-    if not records:
-        note("No limits here. Set one with: tokenweir limit set --team TEAM --resource spend --amount 100 --window month")
 
 
 @limit_app.command("show")
@@ -181,7 +191,10 @@ def show(limit: LimitArgument, *, as_json: JsonOption = False, config: ConfigOpt
 @limit_app.command("remove")
 @reporting_failures
 def remove(limit: LimitArgument, *, as_json: JsonOption = False, config: ConfigOption = None, data_dir: DataDirOption = None) -> None:
-    """Remove a limit; its history stays on record, open requests for more end."""
+    """Remove a limit.
+
+    Its history stays on record; open requests for more end.
+    """
     from tokenweir import app as wiring
     from tokenweir import limiting
     from tokenweir.cli.limit_fields import plain_limit

@@ -8,11 +8,14 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 
 from tokenweir.errors import OperatorError, TokenweirError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,12 +34,11 @@ def print_json(value: Any) -> None:
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = (), title: str | None = None) -> None:
     """A table for people; the columns named in `right` hold numbers. Cell text is printed as it is, never as markup."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     lines = [list(row) for row in rows]
-    console = Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160")))
+    console = _console()
     if lines and _width(columns, lines) > console.width:
         # Folded or cut, a wide table says nothing: one line for each value is read easily.
         _print_records(console, columns, lines, title)
@@ -49,12 +51,23 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right:
     console.print(table)
 
 
+def fits(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Whether the terminal has room for these columns side by side."""
+    return _width(columns, rows) <= _console().width
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160")))
+
+
 def _width(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
     """How wide the table needs to be: long words may fold, but no column below 24 characters of what it holds."""
     return sum(3 + max(len(column), *(min(len(row[index]), 24) for row in rows)) for index, column in enumerate(columns))
 
 
-def _print_records(console: Any, columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None) -> None:
+def _print_records(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None) -> None:
     from rich.text import Text
 
     widest = max(map(len, columns))
