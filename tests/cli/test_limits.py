@@ -76,7 +76,13 @@ def test_a_limit_is_set_and_shown_with_all_that_was_said(run):
     assert as_json(run("limit", "show", done["id"], "--json")) == done
     assert as_json(run("limit", "list", "--json")) == [done]
     shown = run("limit", "show", done["id"]).stdout
-    for words in (done["id"], "all of it", "key ci of team red, session s", "1,500,000 output tokens per week (Europe/Berlin, from Wednesday)", "ana@x"):
+    for words in (
+        done["id"],
+        "all of it",
+        "key ci of team red, session s",
+        "1,500,000 output tokens per week (Europe/Berlin, from Wednesday)",
+        "ana@x",
+    ):
         assert words in shown
     assert "queue up to 45s, strict, shadow, carry-over" in shown
 
