@@ -16,7 +16,7 @@ counterpart of `wire`: it spells the provider's keys on purpose and shares no re
 
 Message Batches:
 
-    batch_intake  body → rows, as it comes in                        batches       a batch as it passes its time (pure)
-    batch_work    row → line of results and line of the journal      batch_results sends results
-    batch_routes  the routes, and whose batches are whose
+    batch_scanner body → its requests, as it comes in                batch_intake  what is refused at once
+    batches       a batch as it passes its time (pure)               batch_work    row → line of results and line of the journal
+    batch_results sends results                                      batch_routes  the routes, and whose batches are whose
 """

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tokenweir.simulator.batch_intake import BODY_BYTES_MAX, Intake, Scanner
+from tokenweir.simulator.batch_intake import BODY_BYTES_MAX, Intake
 from tokenweir.simulator.batch_results import send_results
+from tokenweir.simulator.batch_scanner import Scanner
 from tokenweir.simulator.batch_work import BatchJob, Origin
 from tokenweir.simulator.batches import Batch, plan_delays, plan_timing
 from tokenweir.simulator.composition import mint
