@@ -312,6 +312,14 @@ async def test_news_that_overtake_the_refusal_are_told_again():
 # A store in trouble
 
 
+async def test_a_store_that_we_let_go_has_not_failed(server):
+    """Whoever closes a store is not told that it is unavailable: every command that reads one would warn."""
+    changes: list[bool] = []
+    async with opened(limit_settings(server), on_change=lambda up, _: changes.append(up)) as store:
+        await store.standings([], now_us=NOW)
+    assert changes == [True]
+
+
 async def test_a_frozen_store_takes_nothing_in_the_end(server):
     """A reservation that raised is released when the store goes on, even if the store had read it and does it then; every operation raises meanwhile."""
     changes: list[bool] = []

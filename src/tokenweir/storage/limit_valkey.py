@@ -268,6 +268,7 @@ class ValkeyLimitStore:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._sweeping
         await self._news.close()
+        self._on_change = None  # we let go of the store, it has not failed
         await self._valkey.close()
 
     # Scripts.
