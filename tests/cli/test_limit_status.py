@@ -69,6 +69,13 @@ def test_a_narrow_terminal_shows_a_line_for_each_limit(run, limits, monkeypatch,
     assert re.search(r"slots +0 of 4 requests at once +0 +-", shown)
 
 
+def test_a_removed_limit_does_not_stand_any_more(run, limits):
+    """What nobody enforces is not shown as if it were; its records are in `limit show` and `limit history`."""
+    run("limit", "remove", "slots")
+    assert "was removed at" in run("limit", "status", "slots", code=2).stderr
+    assert "slots" not in run("limit", "status").stdout
+
+
 def test_without_limits_it_says_how_to_set_one(run):
     nothing = run("limit", "status")
     assert (nothing.stdout, "tokenweir limit set" in nothing.stderr) == ("", True)

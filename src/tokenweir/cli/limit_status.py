@@ -34,12 +34,12 @@ def status(
 ) -> None:
     """How limits stand now: used, held by requests under way, and left."""
     from tokenweir import app as wiring
-    from tokenweir.limiting import list_limits, show_limit
+    from tokenweir.limiting import list_limits, live_limit
     from tokenweir.settings import load_settings
 
     settings = load_settings(config, **({"data_dir": data_dir} if data_dir else {}))
     with closing(wiring.open_directory(settings)) as directory, closing(wiring.open_limit_directory(settings)) as limits:
-        records = [show_limit(limits, one) for one in limit] if limit else list_limits(directory, limits, team=team)
+        records = [live_limit(limits, one) for one in limit] if limit else list_limits(directory, limits, team=team)
         names = {key.key_id: f"{key.team}/{key.name}" for key in directory.keys(revoked=True)} | {one.team_id: one.team for one in directory.teams()}
     found, source = read_statuses(settings, records)
     order = {record.limit.limit_id: place for place, record in enumerate(records)}

@@ -8,7 +8,7 @@ has to look them up. Time and randomness are arguments. Change with it: `limit_p
 from __future__ import annotations
 
 from tokenweir.limiting.asking import LIFECYCLE, Asked, approve, ask_for_more, comment, deny, list_requests, show_request, withdraw
-from tokenweir.limiting.finding import Place, find_place, history_of, list_limits, show_limit, whose_of
+from tokenweir.limiting.finding import Place, find_place, history_of, list_limits, live_limit, show_limit, whose_of
 from tokenweir.limiting.granting import Granted, add_grant, list_grants, void_grant
 from tokenweir.limiting.setting import SetLimit, remove_limit, set_limit
 
@@ -28,6 +28,7 @@ __all__ = [
     "list_grants",
     "list_limits",
     "list_requests",
+    "live_limit",
     "remove_limit",
     "set_limit",
     "show_limit",
