@@ -192,7 +192,7 @@ amount = 4
         (limit('org = true\nresource = "tokens"\namount = 1\nwindow = "day"\nmodels = [1]'), "models = [1]: write a list of texts"),
         (limit('org = true\nresource = "tokens"\namount = 1\nwindow = "day"\naction = "stop"'), 'action = "stop" is no action; there are block'),
         (limit('org = true\nresource = "tokens"\namount = 1\nwindow = "day"\nqueue_for = "soon"'), 'queue_for = "soon" is not a duration'),
-        (limit('org = true\nresource = "tokens"\namount = 1\nwindow = "day"\nper = "people"'), 'per = "people" is not who can have'),
+        (limit('org = true\nresource = "tokens"\namount = 1\nwindow = "day"\nper = "people"'), 'per = "people" cannot have an amount each'),
         (limit('org = true\nresource = "tokens"\namount = 1\nwindow = "days"\nanchor = 2026-01-05T10:00:00'), "anchor = "),
         (limit("org = false"), "say for whom"),
         ("x = " + "[" * 2_000 + "]" * 2_000, "nested too deeply"),

@@ -153,4 +153,7 @@ def test_a_stream_that_is_ended_is_told_why():
     (made, _), *_ = desk.book.limits()
     sentence = out_of_room(desk.book.link(made, "", now_us=START_US))
     desk.close()
-    assert sentence == "burst: the stream was ended because the limit of 5,000 output tokens per 60s has no more room"
+    assert sentence == (
+        "burst: the stream was ended because 5,000 output tokens per 60s are used up"
+        f" · ask for more: tokenweir request create {made.limit_id} --amount AMOUNT --reason TEXT --until 2h"
+    )

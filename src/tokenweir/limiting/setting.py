@@ -165,7 +165,7 @@ def _seat(per: str) -> Seat:
         case "" | "team" | "key" | "user" | "session" as seat:
             return seat
         case other:
-            raise ValueError(f"per {other!r} is not who can have an amount each; there are {', '.join(drafting.SEATS)}")
+            raise ValueError(f"per {other!r} is not known; a limit is per {', '.join(drafting.SEATS[:-1])} or {drafting.SEATS[-1]}")
 
 
 def _label(what: str, text: str) -> str:

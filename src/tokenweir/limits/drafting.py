@@ -135,7 +135,7 @@ def _text_problems(limit: Limit) -> list[tuple[str, str]]:
 def _scope_problems(scope: Scope) -> list[tuple[str, str]]:
     found = []
     if scope.per and scope.per not in SEATS:
-        found.append(("per", f"{scope.per!r} is not who can have an amount each; there are {', '.join(SEATS)}"))
+        found.append(("per", f"{scope.per!r} cannot have an amount each; a limit is per {', '.join(SEATS[:-1])} or {SEATS[-1]}"))
     if scope.per == "team" and (scope.team_id or scope.key_id):
         found.append(("per", "an amount for each team needs the whole organization as its scope"))
     if scope.per in ("key", "user") and scope.key_id:

@@ -30,6 +30,7 @@ from tokenweir.wire.limits import (
     busy_refusal,
     closest_period,
     concurrency_refusal,
+    ended_stream,
     oauth_usage,
     rate_headers,
     rate_refusal,
@@ -130,11 +131,8 @@ def fault_of_limit(denied: LimitDenied) -> Fault:
 
 
 def out_of_room(link: Link) -> str:
-    """Why a stream was ended."""
-    amount, unit = amount_words(link.limit.resource, link.bucket.room)
-    return f"{link.limit.name}: the stream was ended because the limit of {amount} {unit} {period_words(link.limit)} has no more room".replace(
-        "  ", " "
-    )
+    """Why a stream was ended, until when, and whom to ask."""
+    return ended_stream(_words(link, Standing(0, 0), 0))
 
 
 def _words(link: Link, standing: Standing, asked: int) -> LimitWords:

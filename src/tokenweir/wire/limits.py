@@ -256,6 +256,13 @@ def too_large_refusal(words: LimitWords, *, rate: bool, max_tokens_fits: int | N
     return Fault(429, "rate_limit_error" if rate else "billing_error", message, (_NO_RETRY, *rate_headers(rates)))
 
 
+def ended_stream(words: LimitWords) -> str:
+    """Why a stream was ended, without our name before it, which the event of the error has already."""
+    what = " ".join(filter(None, (_plain(words.amount), _plain(words.unit), _plain(words.period))))
+    resets = f"resets {_plain(words.resets)}" if words.resets else ""
+    return f"{_name(words)}: " + " · ".join(filter(None, (f"the stream was ended because {what} are used up", resets, _ask(words))))
+
+
 def unreadable_budget() -> Fault:
     """Nobody can say how a budget stands, so nothing is spent from it: our failure and not the caller's use, hence never a 429."""
     return fault_of(StoreUnavailable("the limits of this key cannot be read at the moment, and nothing is sent without them; try again shortly"))
