@@ -159,8 +159,7 @@ class _Desk:
 
     async def run(self, count: int, rng: random.Random, latencies: list[float] | None = None, rate: float = 0.0) -> float:
         """That many requests, each admitted and settled; seconds of CPU. With a rate: one after the other at so many a second."""
-        from tokenweir.metering.holding import Held
-        from tokenweir.metering.holding import Asking
+        from tokenweir.metering.holding import Asking, Held
 
         askings = []
         for _ in range(count):

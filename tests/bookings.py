@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenweir.ledger.entries import Entry, Intent, Settlement, settled_entry
 from tokenweir.ledger.rollups import accumulate
-from tokenweir.ports import Checkpoint
+from tokenweir.ledger_ports import Checkpoint
 from tokenweir.usage import Certainty, Usage
 
 START_US = 1_795_348_800_000_000

@@ -14,11 +14,12 @@ from sqlalchemy import Engine
 
 from tokenweir.control import CONTROL_FILE
 from tokenweir.errors import RateCardInvalid, SettingsInvalid, TokenweirError
+from tokenweir.ledger_ports import LedgerStore
 from tokenweir.limit_ports import LimitStore
 from tokenweir.metering.journal import JournalWriter
 from tokenweir.metering.seeding import AdjustmentFeed, LedgerUse
 from tokenweir.periods import Micros
-from tokenweir.ports import Directory, LedgerStore, SealedCredential
+from tokenweir.ports import Directory, SealedCredential
 from tokenweir.pricing.rate_card import RateCard, parse_rate_card
 from tokenweir.settings import Settings
 from tokenweir.storage import engine as database

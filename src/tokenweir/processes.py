@@ -33,13 +33,14 @@ from tokenweir.gateway.passage import Passages
 from tokenweir.gateway.relay import Relay
 from tokenweir.gateway.server import Connection, GatewayServer
 from tokenweir.gateway.upstream import UpstreamClient
+from tokenweir.ledger_ports import LedgerStore
 from tokenweir.metering.journal import JournalWriter
 from tokenweir.metering.journal_files import take_lock
 from tokenweir.metering.meter import Meter
 from tokenweir.metering.process_limits import ProcessLimits
 from tokenweir.metering.seeding import AdjustmentFeed
 from tokenweir.policies import parse_network
-from tokenweir.ports import Clock, Directory, LedgerStore
+from tokenweir.ports import Clock, Directory
 from tokenweir.receiver.asgi import Receiver
 from tokenweir.receiver.booking import TelemetryBooks
 from tokenweir.settings import Settings

@@ -12,8 +12,8 @@ from bookings import entry
 from simulation import KEY, running_simulator
 from tokenweir import app as wiring
 from tokenweir.cli.root import app
+from tokenweir.ledger_ports import ProviderModel
 from tokenweir.periods import DAY_US
-from tokenweir.ports import ProviderModel
 from tokenweir.settings import Settings
 
 LISTED = [

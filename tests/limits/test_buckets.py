@@ -45,6 +45,16 @@ def test_use_that_comes_while_the_ledger_is_read_is_not_lost():
     assert standing(buckets, new, NOW + 6) == Standing(7, 0)
 
 
+def test_use_that_comes_after_the_books_were_opened_is_added_to_what_they_said():
+    """What was settled after the snapshot was taken is not in it for sure, so nothing has to be read again."""
+    buckets, new = Buckets(), counter("new", room=10**9, fresh=False)
+    for n, at_us in enumerate((NOW - 1, NOW + 2_000, NOW + 3_000)):
+        buckets.reserve(f"h{n}", [counter()], [1], now_us=NOW)
+        buckets.settle(f"h{n}", [1], also=[(new, 7)], now_us=at_us)
+    buckets.seed([Seed(new, 100, at_us=NOW, read_us=NOW + 500)])
+    assert standing(buckets, new) == Standing(114, 0)
+
+
 def test_where_requests_end_all_the_time_the_ledger_is_not_read_for_ever():
     """After two readings that something came in between of, it is added on top: never too little."""
     buckets, new = Buckets(), counter("new", room=10**9, fresh=False)

@@ -9,12 +9,12 @@ from contextlib import closing
 import pytest
 
 from bookings import START_US, WRITER, intent, settlement
+from tokenweir.ledger_ports import Checkpoint
 from tokenweir.metering import journal_files as files
 from tokenweir.metering.frames import encode_frame
 from tokenweir.metering.journal import JournalWriter
 from tokenweir.metering.journal_following import JournalFollower
 from tokenweir.metering.seeding import use_of
-from tokenweir.ports import Checkpoint
 from tokenweir.settings import JournalSettings
 
 SMALL = JournalSettings(segment_bytes=65_536, reserve_bytes=65_536)

@@ -10,11 +10,11 @@ import pytest
 from metering.limit_desk import CARD, RED, START_US, Clock, limit
 from tokenweir.errors import StoreUnavailable
 from tokenweir.ledger.rollups import Sums
+from tokenweir.ledger_ports import Use
 from tokenweir.limit_ports import LimitRecord
 from tokenweir.limits.bucket import Seed
 from tokenweir.metering import process_limits
 from tokenweir.metering.process_limits import ProcessLimits
-from tokenweir.ports import Use
 from tokenweir.storage.limit_memory import MemoryLimitStore
 
 

@@ -20,7 +20,7 @@ from tellings import NOW_US, all_entries, metered, net, stored_cells, told
 from tokenweir import app
 from tokenweir.ledger.entries import Entry
 from tokenweir.ledger.sources import CLAUDE_CODE_LOG, CLAUDE_CODE_OTEL, GENERIC, Booked
-from tokenweir.ports import ImportProgress
+from tokenweir.ledger_ports import ImportProgress
 from tokenweir.storage.engine import reading
 from tokenweir.storage.ledger import SqlLedger
 from tokenweir.usage import Usage

@@ -11,7 +11,7 @@ import pytest
 from databases import DATABASES, settings_for
 from tokenweir import app
 from tokenweir.ledger.sources import Booked
-from tokenweir.ports import ImportProgress, ProviderReport
+from tokenweir.ledger_ports import ImportProgress, ProviderReport
 from tokenweir.storage.ledger import SqlLedger
 
 PROGRESS = ImportProgress("claude_code_log", "/home/ada/a.jsonl", 7, 100, 5, 90, 3, 3, 1, 0, Booked(1, 2, 3, 4), 10, 20, "")

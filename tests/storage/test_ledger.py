@@ -18,8 +18,8 @@ from databases import DATABASES, settings_for
 from tokenweir import app
 from tokenweir.ledger.entries import FLAG_UNPRICED, Entry
 from tokenweir.ledger.rollups import SUM_NAMES, dims_id, values
+from tokenweir.ledger_ports import Checkpoint
 from tokenweir.periods import DAY_US, QUARTER_US, day_start
-from tokenweir.ports import Checkpoint
 from tokenweir.storage.ledger import SqlLedger
 from tokenweir.usage import Certainty, Usage
 

@@ -8,7 +8,7 @@ import pytest
 
 from databases import DATABASES, settings_for
 from tokenweir import app
-from tokenweir.ports import ProviderModel
+from tokenweir.ledger_ports import ProviderModel
 
 
 @pytest.fixture(params=DATABASES)

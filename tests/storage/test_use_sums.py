@@ -16,9 +16,9 @@ from tokenweir import app
 from tokenweir.ledger.adjustments import Truth, correct, standing
 from tokenweir.ledger.entries import Entry
 from tokenweir.ledger.rollups import Sums
+from tokenweir.ledger_ports import Use
 from tokenweir.metering.seeding import use_of
 from tokenweir.periods import DAY_US, QUARTER_US, day_start
-from tokenweir.ports import Use
 from tokenweir.storage import use_sums
 from tokenweir.storage.ledger import SqlLedger
 from tokenweir.usage import Certainty, Usage

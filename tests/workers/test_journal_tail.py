@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import closing
 
 from bookings import START_US, WRITER, intent, settlement
+from tokenweir.ledger_ports import Checkpoint
 from tokenweir.metering import journal_files as files
 from tokenweir.metering.frames import encode_frame
-from tokenweir.ports import Checkpoint
 from tokenweir.workers.journal_tail import WriterTail
 
 

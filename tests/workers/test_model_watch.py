@@ -12,8 +12,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from tokenweir import app
+from tokenweir.ledger_ports import ProviderModel
 from tokenweir.periods import DAY_US
-from tokenweir.ports import ProviderModel
 from tokenweir.settings import Settings
 from tokenweir.workers import model_watch
 from tokenweir.workers.model_watch import due_in_s, look, watch_models

@@ -14,12 +14,12 @@ from rich.text import Text
 from tokenweir.cli.demo_limits import DemoLimits, held_words, resets_words, used_words, waiting_words
 from tokenweir.cli.output import note
 from tokenweir.ledger.rollups import ZERO, Sums
+from tokenweir.ledger_ports import LedgerStore
 from tokenweir.limit_ports import LimitRecord
 from tokenweir.metering.limit_status import LimitStatus
 from tokenweir.metering.spend import Query, spend
 from tokenweir.money import format_usd
 from tokenweir.periods import Micros
-from tokenweir.ports import LedgerStore
 from tokenweir.settings import Settings
 
 _BARS = " ▁▂▃▄▅▆▇█"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tokenweir.importing.claude_code import Import, TranscriptImport
     from tokenweir.ledger.imported import Account
-    from tokenweir.ports import ImportProgress
+    from tokenweir.ledger_ports import ImportProgress
     from tokenweir.settings import Settings
 
 import_app = typer.Typer(help="Book usage that did not pass the gateway: logs and exports of other programs.", no_args_is_help=True)
@@ -104,7 +104,7 @@ def provider_report(
 ) -> None:
     """Keep pages of the provider's own usage and cost reports, as they are, to reconcile the ledger with. Nothing in them is booked."""
     from tokenweir import app as wiring
-    from tokenweir.ports import ProviderReport
+    from tokenweir.ledger_ports import ProviderReport
     from tokenweir.wire.reports import read_pages
 
     now_us = wiring.SystemClock().now_us()

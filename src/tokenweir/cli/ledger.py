@@ -18,9 +18,9 @@ from tokenweir.cli.root import app
 
 if TYPE_CHECKING:
     from tokenweir.ledger.entries import Entry
+    from tokenweir.ledger_ports import Names
     from tokenweir.metering.correcting import Correction
     from tokenweir.periods import Micros
-    from tokenweir.ports import Names
     from tokenweir.settings import Settings
 
 ledger_app = typer.Typer(help="Export, verify and correct the ledger.", no_args_is_help=True)

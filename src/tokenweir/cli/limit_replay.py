@@ -17,11 +17,12 @@ from tokenweir.cli.root import app
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from tokenweir.ledger_ports import Names
     from tokenweir.limits.limit import Grant
     from tokenweir.limits.policy_file import NamedLimit
     from tokenweir.metering.replay_report import LimitFindings, ReplayReport
     from tokenweir.periods import Micros
-    from tokenweir.ports import KeyRecord, Names
+    from tokenweir.ports import KeyRecord
     from tokenweir.settings import Settings
 
 limits_app = typer.Typer(help="What limits would have done.", no_args_is_help=True)

@@ -17,8 +17,8 @@ from tokenweir.cli.root import app
 from tokenweir.errors import NotFound
 
 if TYPE_CHECKING:
+    from tokenweir.ledger_ports import ProviderModel
     from tokenweir.periods import Micros
-    from tokenweir.ports import ProviderModel
     from tokenweir.pricing.rate_card import RateCard
     from tokenweir.settings import Settings
 

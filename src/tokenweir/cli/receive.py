@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from tokenweir.ledger.entries import Entry
-    from tokenweir.ports import TelemetrySum
+    from tokenweir.ledger_ports import TelemetrySum
 
 _TOKEN_CLASSES = {"input": "uncached_input", "cacheCreation": "cache_write", "cacheRead": "cache_read", "output": "output"}
 _FIGURES = (*_TOKEN_CLASSES.values(), "cost_nanos")

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tokenweir.ledger.rollups import Sums
+    from tokenweir.ledger_ports import LedgerStore, Names
     from tokenweir.metering.spend import Query, Report, Row, TimeGrain
-    from tokenweir.ports import LedgerStore, Names
 
 
 class Grouping(StrEnum):

@@ -20,7 +20,8 @@ from tokenweir.importing.scanning import MarkedLines
 from tokenweir.ledger.entries import Entry
 from tokenweir.ledger.imported import Account, ImportedCall, told_entry
 from tokenweir.ledger.sources import CLAUDE_CODE_LOG, Booked
-from tokenweir.ports import Clock, ImportProgress, LedgerStore
+from tokenweir.ledger_ports import ImportProgress, LedgerStore
+from tokenweir.ports import Clock
 from tokenweir.pricing.rate_card import RateCard
 from tokenweir.wire.transcripts import TranscriptRow
 

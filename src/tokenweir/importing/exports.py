@@ -21,7 +21,8 @@ from msgspec.structs import replace
 from tokenweir.importing.claude_code import BATCH_ROWS, Import
 from tokenweir.ledger.entries import Entry
 from tokenweir.ledger.imported import Account, ImportedCall, told_entry
-from tokenweir.ports import Clock, ImportProgress, LedgerStore
+from tokenweir.ledger_ports import ImportProgress, LedgerStore
+from tokenweir.ports import Clock
 from tokenweir.pricing.rate_card import RateCard
 
 ReadRow: TypeAlias = Callable[[dict[str, Any]], ImportedCall | None]

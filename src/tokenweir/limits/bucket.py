@@ -100,6 +100,8 @@ class Seed(msgspec.Struct, frozen=True):
     at_us: Micros
     included: tuple[str, ...] = ()
     """Ids of recent adjustments that are in it already; they must not be charged again."""
+    read_us: Micros = 0
+    """What was settled before `at_us` is in it, and nothing that was settled after this; 0: nobody can say."""
 
 
 class Hold(msgspec.Struct, frozen=True):

@@ -13,9 +13,9 @@ import msgspec
 from tokenweir.errors import CallerError, Conflict, NotFound
 from tokenweir.ledger.adjustments import Standing, Truth, correct, standing, without_unpriced
 from tokenweir.ledger.entries import FLAG_REBOOKING, FLAG_REVERSAL, FLAG_UNKNOWN, FLAG_UNPRICED, KIND_ADJUSTMENT, Entry
+from tokenweir.ledger_ports import LedgerStore
 from tokenweir.money import Nanos
 from tokenweir.periods import Micros
-from tokenweir.ports import LedgerStore
 from tokenweir.pricing.rate_card import RateCard
 from tokenweir.pricing.rating import ceiling_cost, cost_nanos
 from tokenweir.usage import Certainty, Metered, Segment, Usage

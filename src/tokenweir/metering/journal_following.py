@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Final
 
 from tokenweir.ledger.entries import Entry, Intent, Settlement, settled_entry, unknown_entry
+from tokenweir.ledger_ports import Checkpoint, Use
 from tokenweir.metering import journal_files as files
 from tokenweir.metering.frames import Tail, next_frame, scan
 from tokenweir.periods import Micros
-from tokenweir.ports import Checkpoint, Use
 
 _CHUNK_BYTES: Final = 1024 * 1024
 _BEFORE_ALL: Final = (0, 0)

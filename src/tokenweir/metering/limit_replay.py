@@ -17,6 +17,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from tokenweir.ledger_ports import LedgerStore
 from tokenweir.limits.book import Chain, Link
 from tokenweir.limits.bucket import NEVER, Outcome, Refused, Reserved
 from tokenweir.limits.demand import demand_of, units_of
@@ -29,7 +30,7 @@ from tokenweir.metering.replay_report import ReplayReport, Sums, Tally, assumpti
 from tokenweir.metering.replay_requests import Decision, Request
 from tokenweir.money import Nanos
 from tokenweir.periods import SECOND_US, Micros
-from tokenweir.ports import KeyRecord, LedgerStore
+from tokenweir.ports import KeyRecord
 from tokenweir.pricing.rate_card import RateCard
 
 REMEMBERED_US: Final = 3_600 * SECOND_US

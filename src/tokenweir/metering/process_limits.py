@@ -14,6 +14,7 @@ from functools import partial
 from typing import Final, NoReturn
 
 from tokenweir.errors import TokenweirError
+from tokenweir.ledger_ports import Use
 from tokenweir.limit_ports import LimitRecord, LimitStore
 from tokenweir.limits.book import LimitBook, seat_of
 from tokenweir.limits.bucket import Bucket, Kind
@@ -23,7 +24,7 @@ from tokenweir.metering.limit_use import UseLookup
 from tokenweir.metering.limiter import Limiter
 from tokenweir.metering.seeding import AdjustmentFeed, LedgerUse, units
 from tokenweir.metering.waiting import WaitingRoom
-from tokenweir.ports import Clock, Use
+from tokenweir.ports import Clock
 from tokenweir.pricing.rate_card import RateCard
 from tokenweir.principals import Principal
 from tokenweir.telemetry import log

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from tokenweir.ledger_ports import LedgerStore
 from tokenweir.limits.book import Chain, LimitBook, Link
 from tokenweir.limits.bucket import Bucket, Kind, Outcome, Refused, Reserved, Seed, Unseeded
 from tokenweir.limits.buckets import Buckets
@@ -22,7 +23,7 @@ from tokenweir.metering.replay_attempts import SentAttempt
 from tokenweir.metering.replay_past import PastUse, by_session
 from tokenweir.money import Nanos
 from tokenweir.periods import SECOND_US, Micros, quarter_start
-from tokenweir.ports import KeyRecord, LedgerStore
+from tokenweir.ports import KeyRecord
 from tokenweir.pricing.rate_card import RateCard
 from tokenweir.pricing.rating import cost_nanos
 from tokenweir.principals import Principal

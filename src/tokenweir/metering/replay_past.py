@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from tokenweir.ledger.sources import GATEWAY
+from tokenweir.ledger_ports import LedgerStore
 from tokenweir.limits.book import seat_of
 from tokenweir.limits.limit import Limit
 from tokenweir.metering.seeding import units
 from tokenweir.metering.spend import Query, Row, spend
 from tokenweir.periods import Micros
-from tokenweir.ports import LedgerStore
 from tokenweir.principals import Principal
 
 

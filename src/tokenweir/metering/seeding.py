@@ -4,18 +4,19 @@ The rules it protects: only what the gateway itself metered counts, in the cycle
 read first, then the journal, then one snapshot of the ledger that gives the sums and says which attempts are in them: nothing is missed or counted twice
 while the worker books. What a dead gateway left open counts at its ceiling, as it will be booked; what is under way in a living one is not used yet.
 A rolling level is worked out from uses in the order of time, each taken at its end, or from cells at theirs: late rather than early, so that a restart
-never gives room away. Change with it: `limits/book.py` (seats), `limits/demand.py` (units), `journal_following.py`, `ports.LedgerSnapshot`.
+never gives room away. Change with it: `limits/book.py` (seats), `limits/demand.py` (units), `journal_following.py`, `ledger_ports.LedgerSnapshot`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
 from tokenweir.ledger.entries import Entry
 from tokenweir.ledger.rollups import GRAIN_US, Sums, amounts
 from tokenweir.ledger.sources import GATEWAY
+from tokenweir.ledger_ports import Checkpoint, LedgerSnapshot, LedgerStore, Use
 from tokenweir.limits import grants as granting
 from tokenweir.limits.book import Link
 from tokenweir.limits.bucket import Bucket, Kind, Seed
@@ -25,7 +26,7 @@ from tokenweir.limits.limit import Cycle, Grant, Limit, Resource, covers
 from tokenweir.metering.journal_following import JournalFollower
 from tokenweir.metering.spend import Span, spans
 from tokenweir.periods import DAY_US, QUARTER_US, SECOND_US, Micros, day_start, quarter_start
-from tokenweir.ports import Clock, KeyRecord, LedgerSnapshot, LedgerStore, Use
+from tokenweir.ports import Clock, KeyRecord
 from tokenweir.pricing.rate_card import RateCard
 from tokenweir.principals import Principal
 
@@ -137,12 +138,12 @@ class LedgerUse:
 
     def seeds(self, links: Sequence[Link]) -> list[Seed]:
         """What was used of each bucket, in the order of the links. Raises StoreUnavailable."""
-        now_us = self._clock.now_us()
-        unbooked = self._unbooked(now_us)
+        checkpoints, now_us = self._store.checkpoints(), self._clock.now_us()
+        unbooked = self._unbooked(now_us, checkpoints)
         used = [0] * len(links)
         included: list[list[str]] = [[] for _ in links]
         with self._store.snapshot() as snapshot:
-            left = self._not_in(snapshot, unbooked)
+            left, read_us = self._not_in(snapshot, unbooked), self._clock.now_us()
             for starts_us in {link.starts_us for link in links if link.bucket.kind is Kind.COUNTER}:
                 wanted = self._wanted(links, lambda link, at=starts_us: link.bucket.kind is Kind.COUNTER and link.starts_us == at)  # type: ignore[misc]
                 self._count(snapshot, wanted, left, starts_us, max(link.bucket.ends_us for _, link in wanted.links), used)
@@ -151,7 +152,7 @@ class LedgerUse:
             long = self._wanted(links, lambda link: link.bucket.kind is Kind.LEVEL and link.bucket.period_us > FINE_PERIOD_US)
             self._level(short, _short_events(snapshot, short, left, now_us), used, now_us)
             self._level(long, _long_events(snapshot, long, left, now_us), used, now_us)
-        return [Seed(link.bucket, used[index], now_us, tuple(included[index])) for index, link in enumerate(links)]
+        return [Seed(link.bucket, used[index], now_us, tuple(included[index]), read_us) for index, link in enumerate(links)]
 
     def used(self, limit: Limit, seat: str, since_us: Micros, until_us: Micros) -> int:
         """What was used of a limit by one seat, by attempts that began in [since, until), taken outward to whole quarters. Raises StoreUnavailable."""
@@ -163,7 +164,7 @@ class LedgerUse:
             return []
         bucket = Bucket(f"{limit.limit_id}|{seat}", Kind.COUNTER, limit.amount)
         wanted = self._wanted([Link(limit, seat, bucket, 0, 0)], lambda _: True)
-        unbooked = self._unbooked(self._clock.now_us())
+        unbooked = self._unbooked(self._clock.now_us(), self._store.checkpoints())
         found = []
         with self._store.snapshot() as snapshot:
             left = self._not_in(snapshot, unbooked)
@@ -196,12 +197,12 @@ class LedgerUse:
 
     # Reading.
 
-    def _unbooked(self, now_us: Micros) -> dict[str, Use]:
-        self._journal.catch_up(self._store.checkpoints(), alone_as=self._alone_as)
+    def _unbooked(self, now_us: Micros, checkpoints: Mapping[str, Checkpoint]) -> dict[str, Use]:
+        self._journal.catch_up(checkpoints, alone_as=self._alone_as)
         return self._journal.unbooked(now_us=now_us)
 
     def _not_in(self, snapshot: LedgerSnapshot, unbooked: dict[str, Use]) -> list[Use]:
-        known = snapshot.known(list(unbooked)) if unbooked else set()
+        known = snapshot.known(list(unbooked) or [""])  # asked in any case: with its first question a snapshot is taken
         self._journal.forget(known)
         return [use for attempt_id, use in unbooked.items() if attempt_id not in known]
 

@@ -2,7 +2,7 @@
 
 The rule it protects: two totals over the same range agree to the nano-dollar, whatever they are grouped by and in whatever time zone, because all are
 sums of the same rollup cells. Parts of the range that are whole UTC days are read from the day grain, the rest from the 15-minute grain. A range is
-taken outward to whole quarters of an hour; a `Report` says which range that is. Change with it: `ledger/rollups.py`, `ports.LedgerStore.sums`.
+taken outward to whole quarters of an hour; a `Report` says which range that is. Change with it: `ledger/rollups.py`, `ledger_ports.LedgerStore.sums`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import msgspec
 
 from tokenweir.ledger.rollups import ZERO, Grain, Sums
+from tokenweir.ledger_ports import LedgerStore
 from tokenweir.periods import DAY_US, QUARTER_US, Micros, day_start, quarter_start, to_datetime, to_micros
-from tokenweir.ports import LedgerStore
 
 TimeGrain: TypeAlias = Literal["15m", "hour", "day", "month"]
 TIME_GRAINS: Final[tuple[TimeGrain, ...]] = ("15m", "hour", "day", "month")

@@ -15,7 +15,8 @@ from msgspec.structs import replace
 
 from tokenweir.ledger.imported import Account, ImportedCall, told_entry
 from tokenweir.ledger.sources import CLAUDE_CODE_OTEL, Booked
-from tokenweir.ports import Clock, ImportProgress, LedgerStore, TelemetrySums
+from tokenweir.ledger_ports import ImportProgress, LedgerStore, TelemetrySums
+from tokenweir.ports import Clock
 from tokenweir.pricing.rate_card import RateCard
 from tokenweir.pricing.rating import cost_nanos
 from tokenweir.principals import Principal

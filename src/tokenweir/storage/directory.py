@@ -16,16 +16,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, delete, func, insert, 
 from tokenweir.errors import Conflict, NotFound, SettingsInvalid
 from tokenweir.periods import Micros, format_instant
 from tokenweir.policies import Policy
-from tokenweir.ports import (
-    AuditRecord,
-    CredentialRecord,
-    DirectoryChanges,
-    KeyGrant,
-    KeyRecord,
-    OrganizationRecord,
-    SealedCredential,
-    TeamRecord,
-)
+from tokenweir.ports import AuditRecord, CredentialRecord, DirectoryChanges, KeyGrant, KeyRecord, OrganizationRecord, SealedCredential, TeamRecord
 from tokenweir.principals import Principal
 from tokenweir.storage.changes import LATEST, LOCK_OUT_CHANGES, Audited, changing, to_json
 from tokenweir.storage.engine import reading, writing

@@ -1,7 +1,7 @@
 """How far other sources have been read, and the provider's own reports, in SQL.
 
 The rule it protects: progress is stored in the transaction that books what was read, so a reader that is killed goes on exactly where the ledger is; a
-report is kept as it was received, once. Change with it: `schema.py`, `ports.ImportProgress`, `ports.ProviderReport`.
+report is kept as it was received, once. Change with it: `schema.py`, `ledger_ports.ImportProgress`, `ledger_ports.ProviderReport`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 from sqlalchemy import Connection, select
 
 from tokenweir.ledger.sources import Booked
-from tokenweir.ports import ImportProgress, ProviderReport
+from tokenweir.ledger_ports import ImportProgress, ProviderReport
 from tokenweir.storage.schema import IMPORTS, PROVIDER_REPORTS
 
 Upsert: TypeAlias = Callable[..., Any]

@@ -19,8 +19,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from tokenweir.ledger.entries import KIND_ATTEMPT, Entry
 from tokenweir.ledger.rollups import DIM_NAMES, SUM_NAMES, Dims, Grain, Sums, accumulate, dims_id
 from tokenweir.ledger.sources import GATEWAY, Booked, fullest
+from tokenweir.ledger_ports import Cell, Checkpoint, ImportProgress, LedgerSnapshot, Names, ProviderReport, Use
 from tokenweir.periods import DAY_US, Micros
-from tokenweir.ports import Cell, Checkpoint, ImportProgress, LedgerSnapshot, Names, ProviderReport, Use
 from tokenweir.storage import claims, imports, use_sums
 from tokenweir.storage.engine import reading, writing
 from tokenweir.storage.entry_rows import COLUMNS, IDS_PER_QUERY, SELECT, as_json, entry_of, row_of, storable

@@ -1,7 +1,7 @@
 """What the provider lists at `GET /v1/models`, in SQL.
 
 The rule it protects: a model that vanishes from the list is not forgotten; it stays as it was last seen, so that who still uses it can be told. Change
-with it: `schema.py`, `ports.ProviderModel`, `workers/model_watch.py`.
+with it: `schema.py`, `ledger_ports.ProviderModel`, `workers/model_watch.py`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from msgspec.structs import asdict, replace
 from sqlalchemy import Engine, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from tokenweir.ledger_ports import ProviderModel
 from tokenweir.periods import Micros
-from tokenweir.ports import ProviderModel
 from tokenweir.storage.engine import reading, writing
 from tokenweir.storage.schema import PROVIDER_MODELS
 
@@ -23,7 +23,7 @@ _SELECT: Final = select(*[PROVIDER_MODELS.c[name] for name in _NAMES]).order_by(
 
 
 class SqlProviderModels:
-    """The adapter of `ports.ProviderModels`."""
+    """The adapter of `ledger_ports.ProviderModels`."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

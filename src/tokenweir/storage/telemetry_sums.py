@@ -13,8 +13,8 @@ from typing import Any
 from sqlalchemy import Engine, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from tokenweir.ledger_ports import TelemetrySum
 from tokenweir.periods import Micros, day_start
-from tokenweir.ports import TelemetrySum
 from tokenweir.principals import Principal
 from tokenweir.storage.engine import reading, writing
 from tokenweir.storage.schema import TELEMETRY_SUMS
@@ -22,7 +22,7 @@ from tokenweir.wire.telemetry import MetricPoint
 
 
 class SqlTelemetrySums:
-    """The adapter of `ports.TelemetrySums`."""
+    """The adapter of `ledger_ports.TelemetrySums`."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

@@ -14,8 +14,8 @@ from sqlalchemy import BigInteger, Connection, Table, and_, case, cast, func, li
 from tokenweir.ledger.entries import FLAG_REBOOKING, FLAG_REVERSAL, KIND_ADJUSTMENT, KIND_ATTEMPT
 from tokenweir.ledger.rollups import GRAIN_US, SUM_NAMES, Grain, Sums
 from tokenweir.ledger.sources import GATEWAY
+from tokenweir.ledger_ports import Cell, Use
 from tokenweir.periods import QUARTER_US, Micros
-from tokenweir.ports import Cell, Use
 from tokenweir.storage.entry_rows import IDS_PER_QUERY
 from tokenweir.storage.schema import ENTRIES
 

@@ -1,7 +1,7 @@
 """Pages of the provider's own reports: what kind each is and what time it covers. Nothing here becomes an entry.
 
 They are aggregates over keys and hours, of which no call can be told apart: they say whether the ledger is complete, they are never added to it. Recent
-buckets are provisional and Priority Tier is not in the cost report, so even a difference is no proof. Change with it: `ports.ProviderReport`.
+buckets are provisional and Priority Tier is not in the cost report, so even a difference is no proof. Change with it: `ledger_ports.ProviderReport`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The rules it protects: entries, rollups and checkpoint move in one transaction; what was read is kept until that transaction is durable, so a store that
 is down costs time and nothing else; reading anything twice changes nothing. What a dead gateway left open is booked as unknown at its ceiling, once. One
-bookkeeper per journal directory, by a lock. Change with it: `journal_tail.py`, `ports.LedgerStore`.
+bookkeeper per journal directory, by a lock. Change with it: `journal_tail.py`, `ledger_ports.LedgerStore`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from msgspec.structs import replace
 
 from tokenweir.errors import StoreUnavailable
 from tokenweir.ledger.entries import Entry
+from tokenweir.ledger_ports import Checkpoint, LedgerStore
 from tokenweir.metering import journal_files as files
-from tokenweir.ports import Checkpoint, Clock, LedgerStore
+from tokenweir.ports import Clock
 from tokenweir.telemetry import log
 from tokenweir.usage import Certainty, Usage
 from tokenweir.workers.journal_tail import WriterTail

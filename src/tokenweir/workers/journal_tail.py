@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Final
 
 from tokenweir.ledger.entries import Entry, Intent, Settlement, settled_entry, unknown_entry
+from tokenweir.ledger_ports import Checkpoint
 from tokenweir.metering import journal_files as files
 from tokenweir.metering.frames import FRAME_BYTES_MAX, HEADER_BYTES, Scan, Tail, next_frame, scan
 from tokenweir.periods import Micros
-from tokenweir.ports import Checkpoint
 from tokenweir.telemetry import log
 
 _CHUNK_BYTES: Final = 256 * 1024

@@ -19,13 +19,14 @@ from typing import Final
 
 from tokenweir.errors import StoreUnavailable
 from tokenweir.ledger.entries import Entry
+from tokenweir.ledger_ports import LedgerStore
 from tokenweir.limit_ports import LimitDirectory, LimitStore
 from tokenweir.limits.book import LimitBook, seat_of
 from tokenweir.limits.bucket import Bucket, Hold
 from tokenweir.limits.demand import units_of
 from tokenweir.limits.limit import Resource
 from tokenweir.metering.seeding import KeyDirectory, KeyFacts
-from tokenweir.ports import Clock, LedgerStore
+from tokenweir.ports import Clock
 from tokenweir.pricing.rate_card import RateCard
 from tokenweir.principals import Principal
 from tokenweir.telemetry import log

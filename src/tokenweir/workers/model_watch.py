@@ -14,8 +14,9 @@ from typing import Final, Protocol
 from urllib.parse import quote
 
 from tokenweir.errors import TokenweirError
+from tokenweir.ledger_ports import ProviderModel, ProviderModels
 from tokenweir.periods import DAY_US, Micros
-from tokenweir.ports import Clock, ProviderModel, ProviderModels
+from tokenweir.ports import Clock
 from tokenweir.settings import Settings
 from tokenweir.telemetry import PROVIDER_MODELS, log
 from tokenweir.wire.model_list import read_models

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from tokenweir.errors import Conflict, StoreUnavailable
-from tokenweir.ports import Clock, LedgerStore
+from tokenweir.ledger_ports import LedgerStore
+from tokenweir.ports import Clock
 from tokenweir.settings import WorkerSettings
 from tokenweir.telemetry import log
 from tokenweir.workers.bookkeeping import Bookkeeper, end_turn, take_turn
