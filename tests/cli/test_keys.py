@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from tokenweir import app, key_tokens
 from tokenweir.cli.root import app as tokenweir
+from tokenweir.control import Control, write_control
 from tokenweir.settings import Settings
 
 
@@ -47,6 +48,13 @@ def test_a_key_is_created_in_an_empty_directory_with_its_secret_as_one_json_obje
     assert grant.digest == key_tokens.digest(created["secret"], app.open_secrets(Settings(data_dir=tmp_path / "tw")).pepper)
     for path in [tmp_path / "tw", *(tmp_path / "tw").rglob("*")]:
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+
+
+def test_the_address_to_paste_is_that_of_the_gateway_that_runs(run, tmp_path):
+    """`serve --port` may have chosen another one than the settings say."""
+    (tmp_path / "tw").mkdir(exist_ok=True)
+    write_control(tmp_path / "tw", Control("http://127.0.0.1:40404", "secret", 1))
+    assert "export ANTHROPIC_BASE_URL=http://127.0.0.1:40404\n" in run("key", "create", "--team", "blue", "--name", "laptop").stdout
 
 
 def test_people_see_the_secret_once_with_what_to_paste(run, monkeypatch):

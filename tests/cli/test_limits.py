@@ -254,6 +254,11 @@ def test_where_a_cycle_begins_is_said_in_words(run, window, anchor, words):
     assert f"5 requests {words} for" in told
 
 
+def test_the_burst_of_a_budget_is_told_in_dollars(run):
+    told = run("limit", "set", "--org", "--resource", "spend", "--amount", "6", "--window", "rolling:2h:burst=$0.50").stdout
+    assert "$6.00 in 2h, burst $0.50 for" in told
+
+
 def test_the_whole_organization_and_a_team_contradict_each_other(run):
     told = run("limit", "set", "--org", "--team", "red", "--resource", "requests", "--amount", "5", "--window", "day", code=2).stderr
     assert "--org is the whole organization" in told

@@ -205,6 +205,7 @@ def actor() -> str:
 
 
 def _show_issued(issued: IssuedKey, settings: Settings, *, as_json: bool, done: str) -> None:
+    from tokenweir.control import read_control
     from tokenweir.periods import format_instant
 
     key, secret = issued.key, issued.secret.reveal()
@@ -214,7 +215,8 @@ def _show_issued(issued: IssuedKey, settings: Settings, *, as_json: bool, done: 
     overlap = ""
     if key.overlap_ends_at_us is not None:
         overlap = f"The old secret is accepted until {format_instant(key.overlap_ends_at_us)}.\n"
-    url = f"http://{settings.gateway.host}:{settings.gateway.port}"
+    running = read_control(settings.data_dir)  # it may have been started on another port than the settings say
+    url = f"http://{settings.gateway.host}:{settings.gateway.port}" if running is None else running.url
     sys.stdout.write(
         f"Key {key.key_id} ({key.name} of team {key.team}) {done}. {overlap}"
         "This is its secret; it is not kept here and cannot be shown again:\n\n"

@@ -150,12 +150,16 @@ def _begins(cycle: Cycle) -> str:
 
 def window_of(limit: Limit) -> str:
     """`per month (Europe/Berlin, from day 15)`, `in 60s`; empty for concurrency."""
+    from tokenweir.limits import drafting
     from tokenweir.limits.cycle import window_text
-    from tokenweir.limits.limit import Cycle
+    from tokenweir.limits.limit import Rolling
 
     text = window_text(limit.window)
-    if not isinstance(limit.window, Cycle):
-        return text.replace("rolling:", "in ").replace(":burst=", ", burst ")
+    if isinstance(limit.window, Rolling):
+        burst = f", burst {drafting.amount_text(limit.resource, limit.window.burst)}" if limit.window.burst else ""
+        return f"in {text.split(':')[1]}{burst}"
+    if limit.window is None:
+        return ""
     more = ([] if limit.window.timezone == "UTC" else [limit.window.timezone]) + ([_begins(limit.window)] if limit.window.anchor else [])
     return f"per {text}".replace("per every:", "every ") + (f" ({', '.join(more)})" if more else "")
 
