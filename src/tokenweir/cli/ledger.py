@@ -115,7 +115,7 @@ def rerate(
     settings = _settings(config, data_dir)
     since_us, _ = _range(since, None)
     card = wiring.open_rate_card(settings)
-    now_us = wiring.SystemClock().now_us()
+    clock = wiring.SystemClock()
     changed: list[Correction] = []
     with closing(wiring.open_ledger(settings)) as store:
         from tokenweir.ledger.entries import FLAG_UNPRICED
@@ -125,13 +125,16 @@ def rerate(
         with store.snapshot() as snapshot:
             found = snapshot.entries(since_us=since_us, flag="" if wide else FLAG_UNPRICED)
             attempts = list(dict.fromkeys(entry.attempt_id for entry in found if model is None or model in (entry.model, entry.model_requested)))
-        for attempt_id in attempts:
-            correction = rate_again(store.entries_of(attempt_id), card, now_us=now_us, only_unpriced=not wide)
-            if correction is not None:
-                changed.append(correction)
-        if not dry_run:
-            for start in range(0, len(changed), _BATCH):
-                store.book([entry for correction in changed[start : start + _BATCH] for entry in correction.entries])
+        # A correction is booked soon after the moment that it states: limits look for late ones, but not for very late ones.
+        for start in range(0, len(attempts), _BATCH):
+            found_now = (
+                rate_again(store.entries_of(attempt_id), card, now_us=clock.now_us(), only_unpriced=not wide)
+                for attempt_id in attempts[start : start + _BATCH]
+            )
+            corrections = [one for one in found_now if one is not None]
+            if not dry_run:
+                store.book([entry for one in corrections for entry in one.entries])
+            changed += corrections
     _show(changed, looked_at=len(attempts), dry_run=dry_run, as_json=as_json)
 
 
