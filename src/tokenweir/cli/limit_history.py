@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 @limit_app.command("history")
 @reporting_failures
 def history(limit: LimitArgument, *, as_json: JsonOption = False, config: ConfigOption = None, data_dir: DataDirOption = None) -> None:
-    """Show who changed a limit, its grants and requests, when, and what was before."""
+    """Show who changed a limit, when, and what was before.
+
+    Its grants and requests for more are told too.
+    """
     from tokenweir import app as wiring
     from tokenweir import limiting
     from tokenweir.cli.limit_fields import when

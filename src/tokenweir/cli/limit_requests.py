@@ -167,7 +167,10 @@ def approve(
     config: ConfigOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Approve a request: the limit is increased at once, and for as long as was asked."""
+    """Approve a request, and increase the limit at once.
+
+    By what was asked and for as long as was asked, if nothing else is said.
+    """
     from tokenweir import app as wiring
     from tokenweir import limiting
     from tokenweir.settings import load_settings
