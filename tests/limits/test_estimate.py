@@ -200,6 +200,17 @@ def test_memory_is_bounded_and_forgets_who_was_away_longest(monkeypatch):
     assert expected(estimator, 9_000, key="key_0", model="model_0").output == PRIOR_OUTPUT_TOKENS
 
 
+def test_among_more_keys_than_can_be_remembered_one_that_goes_on_gets_its_place(monkeypatch):
+    """Newcomers take turns for a place; whoever settles often has one soon, and keeps it."""
+    monkeypatch.setattr(estimate, "PAIRS_MAX", 8)
+    estimator = Estimator()
+    for number in range(400):
+        estimator.learn(f"key_{number}", "claude-other", 9_000, 0, Usage(uncached_input=2_000, output=100))
+        estimator.learn("goes on", MODEL, 9_000, 0, Usage(uncached_input=2_000, output=9_000))
+    assert len(estimator) == 8
+    assert expected(estimator, 9_000, key="goes on").output > 8_000
+
+
 USAGES = st.builds(Usage, *[st.integers(0, 10**6)] * 5)
 FACTS = st.builds(
     Envelope,

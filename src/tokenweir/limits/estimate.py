@@ -21,6 +21,8 @@ from tokenweir.wire.envelope import Envelope
 
 PAIRS_MAX: Final = 20_000
 """Keys with models of which something is remembered; those that have not settled for longest are forgotten first."""
+NEWCOMERS: Final = 8
+"""When so many are remembered, one newcomer in eight takes a place: making one anew for each of more keys would cost more than it tells."""
 BLEND: Final = 8
 """A key's own numbers count half once it has settled this many requests, and so do a model's against the documented ones."""
 KNOWN: Final = 64
@@ -43,11 +45,12 @@ WEB_SEARCHES: Final = 2
 class Estimator:
     """What one process has learned. Both operations take the same short time however much that is."""
 
-    __slots__ = ("_learned",)
+    __slots__ = ("_learned", "_newcomers")
 
     def __init__(self) -> None:
         # A model over all keys is remembered under the empty key id.
         self._learned: OrderedDict[tuple[str, str], _Learned] = OrderedDict()
+        self._newcomers = 0
 
     def __len__(self) -> int:
         """How many keys with models, and models, it remembers."""
@@ -84,7 +87,9 @@ class Estimator:
         prompt = uncached + usage.cache_write_5m + usage.cache_write_1h + usage.cache_read
         if not prompt:
             return
-        of_key = self._of((key_id, model))
+        of_key = self._of_key((key_id, model))
+        if of_key is None:
+            return
         of_key.settled += 1
         # Multiples of an odd number, so that no rhythm in what a key does decides what is seen of it.
         if of_key.settled > KNOWN and of_key.settled * 567 & 768:
@@ -104,6 +109,14 @@ class Estimator:
             learned.output.add(output_bucket)
             if uncached != prompt:
                 learned.mix(uncached / prompt, usage.cache_write_5m / prompt, usage.cache_read / prompt)
+
+    def _of_key(self, pair: tuple[str, str]) -> _Learned | None:
+        """What is remembered of a key with a model; None for a newcomer whose turn it is not."""
+        if pair not in self._learned and len(self._learned) >= PAIRS_MAX:
+            self._newcomers += 1
+            if self._newcomers % NEWCOMERS:
+                return None
+        return self._of(pair)
 
     def _of(self, pair: tuple[str, str]) -> _Learned:
         learned = self._learned.get(pair)
