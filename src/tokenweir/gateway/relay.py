@@ -196,7 +196,7 @@ async def _end_broken_stream(passage: Passage, last: bytes, error: UpstreamError
 
 def _headers(headers: list[tuple[bytes, bytes]], upstream_id: str, held: Held | None = None) -> list[tuple[bytes, bytes]]:
     forwarded = forward_response_headers(headers)
-    if held is not None:
+    if held is not None and held.chain.links:
         forwarded += headers_of(held)
     if upstream_id:
         forwarded.append((b"x-tokenweir-upstream-request-id", upstream_id.encode("latin-1")))

@@ -120,7 +120,8 @@ class Meter:
             if isinstance(admission, LimitDenied | Downgrade):
                 return admission
             held = admission or self._limiter.unlimited(asking)
-            flags += held.flags
+            if held.over:
+                flags += held.flags
         return Ticket(self, principal, envelope, attribution, ceiling, request_id, held, flags)
 
     def open_attempt(self, ticket: Ticket) -> Intent:
