@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from contextlib import closing
 
 import pytest
 from typer.testing import CliRunner
 
+from bookings import entry
+from tokenweir import app
 from tokenweir.cli.root import app as tokenweir
+from tokenweir.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +87,7 @@ def test_a_grant_is_ended(run):
     ended = as_json(run("grant", "void", given, "--json"))
     assert (ended["state"], ended["voided"] >= ended["created"]) == ("voided", True)
     assert as_json(run("grant", "list", "--json")) == []
-    assert as_json(run("grant", "list", "--all", "--json")) == [ended]
+    assert as_json(run("grant", "list", "--all", "--json")) == [ended | {"left": None}]
     assert as_json(run("limit", "show", "b", "--json"))["grants"] == []
     assert "tokenweir grant topup" in run("grant", "list").stderr
 
@@ -107,3 +111,16 @@ def test_wrong_use_is_one_sentence_exit_code_2_and_nothing_changed(run, argument
     assert result.stdout == ""
     assert re.fullmatch(r"tokenweir: [^\n]+\n", result.stderr)
     assert as_json(run("grant", "list", "--all", "--json")) == []
+
+
+def test_what_is_left_of_a_credit_is_shown(run, tmp_path):
+    """120 dollars were used of 100 this month: 20 of the credit of 50 are burned."""
+    credit = as_json(run("grant", "add", "b", "--amount", "50", "--json"))
+    settings = Settings(data_dir=tmp_path / "tw")
+    with closing(app.open_directory(settings)) as directory, closing(app.open_ledger(settings)) as ledger:
+        (key,) = directory.keys()
+        begun = {"organization_id": key.organization_id, "team_id": key.team_id, "key_id": key.key_id}
+        ledger.book([entry(1, at_us=app.SystemClock().now_us(), begun=begun, cost_nanos=120 * 10**9)])
+    (shown,) = as_json(run("grant", "list", "--json"))
+    assert (shown["id"], shown["left"]) == (credit["id"], 30 * 10**9)
+    assert "$30.00" in run("grant", "list").stdout

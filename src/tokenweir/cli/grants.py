@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from tokenweir.limiting import Granted
     from tokenweir.periods import Micros
+    from tokenweir.settings import Settings
 
 grant_app = typer.Typer(help="More room for a limit: credits, top-ups of one cycle, increases for a while.", no_args_is_help=True)
 app.add_typer(grant_app, name="grant")
@@ -118,11 +119,12 @@ def list_(
     now_us = wiring.SystemClock().now_us()
     with closing(wiring.open_limit_directory(settings)) as limits:
         grants = limiting.list_grants(limits, limit=limit, voided=everything)
+    left = _left(settings, grants)
     if as_json:
-        print_json([plain_grant(one, now_us) for one in grants])
+        print_json([{**plain_grant(one, now_us), "left": left.get(one.grant.grant_id)} for one in grants])
         return
     if grants:
-        print_grants(grants, now_us)
+        print_grants(grants, now_us, left)
     else:
         note("No grants here. Give one with: tokenweir grant topup LIMIT --amount AMOUNT")
 
@@ -155,8 +157,21 @@ def void(
         sys.stdout.write(f"Voided {granted.grant.grant_id} of {granted.limit.limit.name}.\n")
 
 
-def print_grants(grants: Sequence[Granted], now_us: Micros) -> None:
-    """A table of grants."""
+def _left(settings: Settings, grants: Sequence[Granted]) -> dict[str, int]:
+    """What is left of each credit that burns now, by its id, in units of its limit. Where each seat burns its own, there is no one answer."""
+    from tokenweir import app as wiring
+
+    limits = {one.limit.limit.limit_id: one.limit for one in grants if one.grant.kind == "credit" and not one.limit.limit.scope.per}
+    if not limits:
+        return {}
+    with closing(wiring.open_directory(settings)) as directory, closing(wiring.open_ledger(settings, create=True)) as ledger:
+        use = wiring.open_ledger_use(settings, ledger, directory)
+        standing = [balance for record in limits.values() for balance in use.balances(record.limit, "", record.grants)]
+    return {balance.grant.grant_id: balance.left for balance in standing}
+
+
+def print_grants(grants: Sequence[Granted], now_us: Micros, left: Mapping[str, int] | None = None) -> None:
+    """A table of grants; `left`: of credits, by id."""
     from tokenweir.cli.limit_fields import amount_of, grant_state, when
 
     rows = [
@@ -165,6 +180,7 @@ def print_grants(grants: Sequence[Granted], now_us: Micros) -> None:
             one.limit.limit.name,
             _kind(one),
             amount_of(one.grant.amount, one.limit.limit.resource),
+            amount_of(left[one.grant.grant_id], one.limit.limit.resource) if left and one.grant.grant_id in left else "-",
             grant_state(one, now_us),
             when(one.grant.effective_at_us),
             when(one.grant.expires_at_us),
@@ -172,7 +188,7 @@ def print_grants(grants: Sequence[Granted], now_us: Micros) -> None:
         ]
         for one in grants
     ]
-    print_table(["grant", "limit", "kind", "amount", "state", "from", "until", "reason"], rows)
+    print_table(["grant", "limit", "kind", "amount", "left", "state", "from", "until", "reason"], rows)
 
 
 def _add(limit: str, kind: Any, begins: str, until: str, config: Path | None, data_dir: Path | None, *, as_json: bool, **more: Any) -> None:

@@ -7,7 +7,7 @@ used are the provider's own counts, so an error here costs some waiting or a bou
 How: tokens of prompt for each byte of text, and tokens of output, each as the 95th percentile of a small histogram that forgets; for a key with a model;
 for the model over all keys; and, before anything was learned, documented numbers. Each counts by how much it has seen. Which share of a cached prompt
 is read from the cache is learned too, since it costs a tenth. Forgetting goes by requests, not by time: the same settlements give the same estimates.
-Change with it: `wire/envelope.py` (the facts), `reservation.py` (what happens when an estimate was too low), bench/limits.py (how good it is).
+Change with it: `wire/envelope.py` (the facts), `extension.py` (what happens when an estimate was too low), bench/limits.py (how good it is).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The rules it protects: a hold ends exactly once; what is then used of each bucket is what the journal booked for the attempts of the request, in the
 cycle in which it was admitted, of the limits that cover the model which answered. A limit that was set while the request ran is charged as well.
-Change with it: `limits/reservation.py` (what may be given back, and when to hold more), `limiter.py` (who takes holds).
+Change with it: `limits/extension.py` (what may be given back, and when to hold more), `limiter.py` (who takes holds).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tokenweir.limits.demand import all_units, units_of
 from tokenweir.limits.estimate import Estimator
 from tokenweir.limits.limit import Resource
 from tokenweir.limits.queue import Priority
-from tokenweir.limits.reservation import extends_from, next_extension
+from tokenweir.limits.extension import extends_from, next_extension
 from tokenweir.metering.local_share import LocalShare
 from tokenweir.money import Nanos
 from tokenweir.periods import Micros
