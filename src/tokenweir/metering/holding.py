@@ -19,9 +19,9 @@ from tokenweir.limits.book import Chain, LimitBook, Link
 from tokenweir.limits.bucket import Bucket, Refused, Reserved
 from tokenweir.limits.demand import all_units, units_of
 from tokenweir.limits.estimate import Estimator
+from tokenweir.limits.extension import extends_from, next_extension
 from tokenweir.limits.limit import Resource
 from tokenweir.limits.queue import Priority
-from tokenweir.limits.extension import extends_from, next_extension
 from tokenweir.metering.local_share import LocalShare
 from tokenweir.money import Nanos
 from tokenweir.periods import Micros
